@@ -1,0 +1,1 @@
+"""Recipes: Hydra composition, the typed RunConfig, and the checks across its fields."""
