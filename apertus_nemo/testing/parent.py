@@ -87,7 +87,7 @@ def main() -> None:
     from apertus_nemo.training import imports
 
     imports.install()
-    from apertus_nemo.training import assemble  # noqa: F401  (the import is the point)
+    from apertus_nemo.training import preload  # noqa: F401  (the import is the point)
 
     os.write(answers, b'{"ready": true}\n')
     for line in sys.stdin:

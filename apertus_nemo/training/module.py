@@ -1,0 +1,82 @@
+"""The LightningModule that NeMo's strategy drives: model, data step, forward step, loss.
+
+NeMo's own `GPTModel` does the same for any GPT; importing it imports all of `nemo.collections.llm`
+(data sets, PEFT, every other model), several seconds that a run never uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
+
+from apertus_nemo.model.config import apertus_config, build_model
+from apertus_nemo.model.init import initialise
+from apertus_nemo.optim.module import ApertusOptimizerModule
+from apertus_nemo.recipe.schema import RunConfig
+
+Batch = dict[str, torch.Tensor]
+
+
+class ApertusModule(pl.LightningModule):
+    """Apertus as NeMo's `MegatronParallel` wants it; `values` collects what upstream logs in a step."""
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__()
+        self.run_config = run
+        self.config = apertus_config(run)
+        self.optim = ApertusOptimizerModule(run)
+        self.optim.connect(self)
+        self.training_loss_reduction = MaskedTokenLossReduction()
+        self.values: dict[str, Any] = {}
+        self.sample_digests: list[bytes] = []
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build this rank's part of the model and fill it from (seed, published name)."""
+        if hasattr(self, "module"):
+            return
+        self.module = build_model(self.config, self.run_config, vp_stage=vp_stage)
+        initialise(self.module, self.run_config, vp_stage=vp_stage)
+
+    def forward(self, **arguments: Any) -> torch.Tensor:
+        """Per-token loss [batch, sequence] on the last pipeline stage, hidden states before it."""
+        output: torch.Tensor = self.module(**arguments)
+        return output
+
+    def data_step(self, batches: Iterator[Any]) -> Batch:
+        """One micro-batch: tokens, labels, loss_mask, position_ids, each [micro batch, sequence]."""
+        item = next(batches)
+        batch: Batch = item[0] if isinstance(item, tuple) else item
+        self.sample_digests += [_sample_digest(batch, row) for row in range(batch["tokens"].shape[0])]
+        if self.run_config.trainer.accelerator == "gpu":
+            batch = {name: value.cuda(non_blocking=True) for name, value in batch.items()}
+        return batch
+
+    def forward_step(self, batch: Batch) -> torch.Tensor:
+        """The forward pass of this pipeline stage for one micro-batch."""
+        return self(
+            input_ids=batch["tokens"],
+            position_ids=batch["position_ids"],
+            attention_mask=None,
+            labels=batch["labels"] if parallel_state.is_pipeline_last_stage() else None,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int | None = None) -> torch.Tensor:
+        """The forward pass of the last pipeline stage; Megatron computes the loss in it."""
+        return self.forward_step(batch)
+
+    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        """Keep what NeMo's strategy reports of the step; our own callback writes it to the record."""
+        self.values[name] = value
+
+
+def _sample_digest(batch: Batch, row: int) -> bytes:
+    digest = hashlib.sha256()
+    for name in ("tokens", "labels", "loss_mask"):
+        digest.update(batch[name][row].contiguous().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,8 @@
+"""Imports what every rank needs and none of our own modules: the slow part of a start, in one place."""
+
+from __future__ import annotations
+
+import megatron.core.dist_checkpointing  # noqa: F401
+import megatron.core.models.gpt.gpt_model  # noqa: F401
+import megatron.core.optimizer  # noqa: F401
+import nemo.lightning  # noqa: F401

@@ -1,0 +1,36 @@
+"""What a rank tells the process that launched it: one JSON line an event, through a pipe.
+
+Events: {"event": "phase", "text"}, {"event": "step", "step", "steps", "loss", "learning_rate", "grad_norm", "tokens",
+"seconds"}, {"event": "error", "message", "exit_code", "rank"}, {"event": "done", ...}. Nothing here enters the
+record: it is for people's eyes, and holds times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+
+class Progress:
+    """Writes events to a file descriptor; to nowhere without one. Each event is one `write`."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Progress:
+        """The pipe named by APERTUS_PROGRESS_FD, or none."""
+        value = environment.get("APERTUS_PROGRESS_FD")
+        return cls(int(value) if value else None)
+
+    def send(self, event: str, **values: Any) -> None:
+        """Send one event; a launcher that is gone is no reason to stop training."""
+        if self._descriptor is None:
+            return
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        try:
+            os.write(self._descriptor, line)
+        except OSError:
+            self._descriptor = None

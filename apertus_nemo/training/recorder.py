@@ -1,0 +1,142 @@
+"""The callback that turns a run into a record: step log, state digests, checkpoints.
+
+Called on every rank, since digests and checkpoints are collective; rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+
+from apertus_nemo.errors import ApertusError, UnfitEnvironment
+from apertus_nemo.optim.module import apply_schedule
+from apertus_nemo.optim.schedule import learning_rate
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.record.canonical import hex_float
+from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.step_log import StepLogWriter
+from apertus_nemo.training.checkpoint import save_checkpoint
+from apertus_nemo.training.module import ApertusModule
+from apertus_nemo.training.progress import Progress
+from apertus_nemo.training.state import state_tensors, write_state
+
+
+class Recorder(pl.Callback):
+    """Applies the schedules before each step and writes what the step gave."""
+
+    def __init__(
+        self, run: RunConfig, directory: RunDirectory, *, attempt: int, log: StepLogWriter | None, progress: Progress
+    ) -> None:
+        """`log` is None on every rank but the first."""
+        self._run = run
+        self._plan = BatchPlan.from_config(run)
+        self._directory = directory
+        self._attempt = attempt
+        self._log = log
+        self._progress = progress
+        self._tokens, self._started = 0, 0.0
+        self.state_digests: dict[int, str] = {}
+
+    @property
+    def last_step(self) -> int:
+        """The step that ends this run."""
+        limit = self._run.trainer.max_steps
+        return self._plan.num_steps if limit is None else min(limit, self._plan.num_steps)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Digest the state that training starts from."""
+        step = trainer.global_step
+        if step == 0:
+            digest = self._state_digest(trainer, 0)
+            if self._log is not None:
+                self._log.append({"step": 0, "state_digest": digest})
+        self._progress.send("phase", text="first step")
+        self._started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: ApertusModule, *_: Any) -> None:
+        """Set learning rate, alpha and beta3 of the step that begins."""
+        step = trainer.global_step + 1
+        pl_module.values.clear()
+        pl_module.sample_digests.clear()
+        for optimizer in trainer.optimizers:
+            apply_schedule(optimizer, self._run, step=step, consumed_samples=self._plan.batch_at(step)[0])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ApertusModule, *_: Any) -> None:
+        """Log the step; digest and save where due."""
+        step = trainer.global_step
+        first, size = self._plan.batch_at(step)
+        batch = _batch_digest(pl_module.sample_digests, self._run)
+        last = step == self.last_step
+        settings = self._run.trainer
+        save = last or (settings.checkpoint_every_steps > 0 and step % settings.checkpoint_every_steps == 0)
+        every = self._run.reproducibility.state_digest_every_steps
+        digest = self._state_digest(trainer, step) if save or (every > 0 and step % every == 0) else None
+        loss = float(pl_module.values["reduced_train_loss"])
+        grad_norm = float(pl_module.values["grad_norm"])
+        rate = learning_rate(self._run, first)
+        if self._log is not None:
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise UnfitEnvironment(
+                    f"step {step}: loss is {loss}, gradient norm is {grad_norm}: "
+                    f"lower optim.lr, or check the data of samples {first} to {first + size - 1}"
+                )
+            record: dict[str, Any] = {
+                "step": step,
+                "consumed_samples": first + size,
+                "consumed_tokens": (first + size) * self._run.data.seq_length,
+                "global_batch_size": size,
+                "loss": hex_float(loss),
+                "grad_norm": hex_float(grad_norm),
+                "learning_rate": hex_float(rate),
+                "batch_digest": batch,
+            }
+            if digest is not None:
+                record["state_digest"] = digest
+            self._log.append(record)
+        self._tokens += size * self._run.data.seq_length
+        self._progress.send(
+            "step",
+            step=step,
+            steps=self.last_step,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            tokens=self._tokens,
+            seconds=time.perf_counter() - self._started,
+        )
+        if save:
+            if self._log is not None:
+                self._log.sync()
+            self._progress.send("phase", text=f"saving checkpoint of step {step}")
+            save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step)
+
+    def _state_digest(self, trainer: pl.Trainer, step: int) -> str:
+        tensors = state_tensors(trainer, self._run)
+        digest = write_state(self._directory, step, tensors, write=self._log is not None)
+        self.state_digests[step] = digest
+        return digest
+
+
+def _batch_digest(samples: list[bytes], run: RunConfig) -> str:
+    """SHA-256 over the SHA-256 of each sample, in the order of training, whatever the data-parallel size."""
+    size = run.data_parallel_size
+    if size > 1:
+        mine = torch.frombuffer(bytearray(b"".join(samples)), dtype=torch.uint8)
+        if run.trainer.accelerator == "gpu":
+            mine = mine.cuda()
+        gathered = [torch.empty_like(mine) for _ in range(size)]
+        torch.distributed.all_gather(gathered, mine, group=parallel_state.get_data_parallel_group())
+        shards = [bytes(shard.cpu().numpy().tobytes()) for shard in gathered]
+        micro = run.trainer.micro_batch_size * 32
+        count = len(shards[0]) // micro
+        samples = [shard[j * micro : (j + 1) * micro] for j in range(count) for shard in shards]
+    if not samples:
+        raise ApertusError("a step without samples: our own fault")
+    return hashlib.sha256(b"".join(samples)).hexdigest()

@@ -1,0 +1,45 @@
+"""Tells Megatron's schedule how many micro-batches a step has, across changes of the batch size.
+
+NeMo's `MegatronDataSampler` stops the trainer when the global batch size changes and counts samples from a
+calculator that is global to the process. Here both follow from the step and the `BatchPlan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nemo.lightning.megatron_parallel import MegatronStep
+from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
+from torch.utils.data import DataLoader
+
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.schema import RunConfig
+
+
+class PlanSampler(DataSampler):
+    """A NeMo DataSampler whose geometry is the run's BatchPlan."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+        self._plan = BatchPlan.from_config(run)
+
+    def setup(self, global_rank: int) -> None:
+        """Nothing to prepare: there is no state."""
+
+    def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
+        """The loader already yields this rank's micro-batches in order."""
+        return dataloader
+
+    def num_microbatches(self, step: int) -> int:
+        """Micro-batches of one model replica in the 1-based step."""
+        _, size = self._plan.batch_at(step)
+        return size // (self._run.trainer.micro_batch_size * self._run.data_parallel_size)
+
+    def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
+        """Megatron's callback: the shape of the step that begins."""
+        return dataclasses.replace(
+            step,
+            seq_length=self._run.data.seq_length,
+            micro_batch_size=self._run.trainer.micro_batch_size,
+            num_microbatches=self.num_microbatches(self.trainer.global_step + 1),
+        )

@@ -1,0 +1,99 @@
+"""NeMo's MegatronStrategy, with checkpoints that reshard and fail loudly.
+
+Differences from upstream (nemo-toolkit 2.7.3, `nemo/lightning/pytorch/strategies/megatron_strategy.py`):
+
+- the optimizer is saved as `fully_sharded_model_space`, the one layout of megatron-core 0.15.3 that carries all
+  three states of AdEMAMix across a change of TP, PP and DP (upstream: `dp_reshardable`, by DP only);
+- loading is strict (`RAISE_ALL`): a tensor that the checkpoint or the model lacks ends the run
+  (upstream's default assumes that whatever is unexpected is fine, and hides what is missing);
+- ModelOpt is neither saved nor restored, so neither imports all of `nemo.collections.llm`;
+- ranks of one machine meet through a file, not a port.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
+from nemo.lightning.pytorch.strategies import MegatronStrategy
+
+from apertus_nemo.recipe.schema import RunConfig
+
+
+class ApertusStrategy(MegatronStrategy):
+    """One strategy for every layout; everything it needs is in the RunConfig."""
+
+    def __init__(self, run: RunConfig, *, data_sampler: DataSampler, rendezvous: Path | None = None) -> None:
+        """`rendezvous`: a file that all ranks of this machine see (None: MASTER_ADDR and MASTER_PORT)."""
+        parallel, bf16 = run.parallel, run.trainer.precision == "bf16"
+        super().__init__(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
+            sequence_parallel=parallel.sequence_parallel,
+            pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+            data_sampler=data_sampler,
+            ddp=DistributedDataParallelConfig(
+                use_distributed_optimizer=parallel.distributed_optimizer,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_grad_reduce,
+                overlap_param_gather=parallel.overlap_param_gather,
+                check_for_nan_in_grad=True,
+                average_in_collective=False,
+            ),
+            ckpt_async_save=False,
+            ckpt_parallel_save=True,
+            ckpt_parallel_load=False,
+            ckpt_load_strictness=StrictHandling.RAISE_ALL,
+            replace_progress_bar=False,
+            process_group_backend="gloo" if run.trainer.accelerator == "cpu" else "nccl",
+        )
+        self._run_config = run
+        self._rendezvous = rendezvous
+
+    def setup_distributed(self) -> None:
+        """Join the process group, through the rendezvous file where there is one."""
+        if self._rendezvous is not None and not torch.distributed.is_initialized():
+            environment = self.cluster_environment
+            assert environment is not None
+            self.store = torch.distributed.FileStore(str(self._rendezvous), environment.world_size())
+        super().setup_distributed()
+
+    @property
+    def sharded_state_dict_metadata(self) -> dict[str, Any]:
+        """Upstream's metadata with the optimizer's layout that reshards by TP, PP and DP."""
+        metadata: dict[str, Any] = super().sharded_state_dict_metadata
+        if self._run_config.parallel.distributed_optimizer:
+            metadata["distrib_optim_sharding_type"] = "fully_sharded_model_space"
+        return metadata
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write weights, optimizer and loop state below `filepath` (torch_dist); collective."""
+        checkpoint["state_dict"] = OrderedDict()
+        metadata = self.sharded_state_dict_metadata
+        checkpoint["sharded_state_dict"] = self.megatron_parallel.sharded_state_dict(metadata=metadata)
+        checkpoint["optimizer_states"] = {}
+        checkpoint["optimizer"] = [self.optimizer_sharded_state_dict(metadata=metadata)]
+        options = {**(storage_options or {}), "content_metadata": metadata}
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective."""
+        metadata = self.unwrapped_checkpoint_io.load_content_metadata(checkpoint_path)
+        wanted: dict[str, Any] = {"state_dict": self.megatron_parallel.sharded_state_dict(metadata=metadata)}
+        wanted["optimizer"] = [self.optimizer_sharded_state_dict(is_loading=True, metadata=metadata)]
+        loaded: dict[str, Any] = self.checkpoint_io.load_checkpoint(
+            checkpoint_path, sharded_state_dict=wanted, strict=self.ckpt_load_strictness
+        )
+        return loaded
+
+    def load_optimizer_state_dict(self, checkpoint: Any, selective_restore: bool = False) -> None:
+        """Hand each optimizer the state that `load_checkpoint` read."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
+            optimizer.load_state_dict(state)
