@@ -1,0 +1,164 @@
+"""Starts the ranks of a run as processes on this machine, shows how they do, and leaves none behind.
+
+    summary = train(resolved, run_directory=Path("runs/tiny-1"), cache=Path("~/.cache/apertus-nemo").expanduser())
+
+The ranks get an environment of their own, made here from an allow-list and the recipe: the shell's environment
+is not a hidden input. They meet through a file; each writes its output to `attempts/<n>/rank-<r>.log`;
+the first one reports through a pipe. When one dies, the others are killed at once, with everything
+they started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apertus_nemo
+from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
+from apertus_nemo.launch.environment import rank_environment
+from apertus_nemo.launch.show import Display
+from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.record.run_dir import RunDirectory
+
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    run_directory: str
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+class _Ranks:
+    """The processes of one attempt; killed with their process groups on the way out."""
+
+    def __init__(self, run: RunConfig, directory: RunDirectory, attempt: int, corpus: Path) -> None:
+        folder = directory.attempt(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"rank-{rank}.log" for rank in range(run.world_size)]
+        rendezvous = folder / "rendezvous"
+        rendezvous.unlink(missing_ok=True)
+        self.reading, writing = os.pipe()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        base = rank_environment(run, os.environ)
+        for rank, log in enumerate(self.logs):
+            environment = {
+                **base,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(run.world_size),
+                "APERTUS_CORPUS": str(corpus),
+                "APERTUS_RENDEZVOUS": str(rendezvous),
+                "APERTUS_PROGRESS_FD": str(writing),
+                "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
+            }
+            if rank == 0:
+                _write_environment(folder / "environment.json", environment)
+            with log.open("wb") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "apertus_nemo.training.worker", str(directory.path), str(attempt)],
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        pass_fds=(writing,),
+                        start_new_session=True,
+                    )
+                )
+        os.close(writing)
+
+    def __enter__(self) -> _Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for process in self.processes:
+            process.wait()
+        os.close(self.reading)
+
+    def failed(self) -> int | None:
+        """The first rank that ended with an error, or None."""
+        for rank, process in enumerate(self.processes):
+            if process.poll() not in (None, 0):
+                return rank
+        return None
+
+    def done(self) -> bool:
+        """All ranks ended well."""
+        return all(process.poll() == 0 for process in self.processes)
+
+
+def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
+    path.write_text(json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
+
+
+def run_ranks(run: RunConfig, directory: RunDirectory, *, attempt: int, corpus: Path, display: Display) -> Summary:
+    """Start all ranks, follow them to the end, and raise what ended them otherwise."""
+    started = time.monotonic()
+    last: dict[str, Any] = {}
+    errors: list[dict[str, Any]] = []
+    with _Ranks(run, directory, attempt, corpus) as ranks, selectors.DefaultSelector() as selector:
+        selector.register(ranks.reading, selectors.EVENT_READ)
+        pending, open_pipe, deadline = b"", True, None
+        while True:
+            if open_pipe and selector.select(timeout=0.1):
+                chunk = os.read(ranks.reading, 65536)
+                open_pipe = bool(chunk)
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    event = json.loads(line)
+                    if event["event"] == "step":
+                        last = event
+                    if event["event"] == "error":
+                        errors.append(event)
+                    display.event(event)
+                continue
+            if not open_pipe:
+                time.sleep(0.02)
+            display.tick()
+            if ranks.done():
+                break
+            failed = ranks.failed()
+            if failed is not None:
+                deadline = deadline or time.monotonic() + (0.5 if errors else _GRACE_S)
+                if errors or time.monotonic() > deadline:
+                    display.close()
+                    raise _failure(ranks, failed, errors)
+    display.close()
+    return Summary(
+        run_directory=str(directory.path),
+        steps=int(last.get("step", 0)),
+        loss=float(last.get("loss", float("nan"))),
+        tokens=int(last.get("tokens", 0)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _failure(ranks: _Ranks, failed: int, errors: list[dict[str, Any]]) -> ApertusError:
+    if errors:
+        first = errors[0]
+        kind = {2: InputError, 3: UnfitEnvironment}.get(first["exit_code"], ApertusError)
+        suffix = "" if first["exit_code"] in (2, 3) else f" (rank {first['rank']}; see {ranks.logs[first['rank']]})"
+        return kind(first["message"] + suffix)
+    code = ranks.processes[failed].returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return UnfitEnvironment(f"rank {failed} {how}; the other ranks were stopped; see {ranks.logs[failed]}")

@@ -1,0 +1,80 @@
+"""The lines that a person sees while a run goes on: phases, then one progress bar; or JSON events."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, TextIO
+
+
+class Display:
+    """Shows events on a stream: a bar on a terminal, a line every ten seconds elsewhere, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._quiet, self._json = quiet, as_json
+        self._terminal = self._stream.isatty()
+        self._bar: Any = None
+        self._phase, self._phase_since, self._drawn = "", time.monotonic(), 0.0
+        self._last_line = 0.0
+
+    def phase(self, text: str) -> None:
+        """Something that takes a while begins."""
+        if self._bar is not None or self._quiet or self._json or text == self._phase:
+            return
+        self._end_phase()
+        self._phase, self._phase_since = text, time.monotonic()
+        if not self._terminal:
+            print(f"{text} ...", file=self._stream, flush=True)
+
+    def _end_phase(self) -> None:
+        if self._phase and self._terminal:
+            seconds = time.monotonic() - self._phase_since
+            print(f"\r\033[K{self._phase}: {seconds:.1f} s", file=self._stream, flush=True)
+        self._phase = ""
+
+    def tick(self) -> None:
+        """Called several times a second: keeps the clock of the current phase."""
+        now = time.monotonic()
+        if self._phase and self._terminal and not self._quiet and now - self._drawn > 0.5:
+            self._drawn = now
+            print(f"\r\033[K{self._phase} ... {now - self._phase_since:.0f} s", end="", file=self._stream, flush=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An event from the first rank."""
+        if self._json:
+            print(json.dumps(event), file=self._stream, flush=True)
+        elif event["event"] == "phase":
+            self.phase(event["text"])
+        elif event["event"] == "step" and not self._quiet:
+            self._step(event)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
+        figures = f"loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        if not self._terminal:
+            now = time.monotonic()
+            last = event["step"] == event["steps"]
+            if last or event["step"] == 1 or now - self._last_line > 10:
+                self._last_line = now
+                left = event["seconds"] / event["step"] * (event["steps"] - event["step"])
+                tail = "" if last else f"  {left:.0f} s left"
+                print(f"step {event['step']}/{event['steps']}  {figures}{tail}", file=self._stream, flush=True)
+            return
+        if self._bar is None:
+            self._end_phase()
+            from tqdm import tqdm
+
+            layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {postfix}  {remaining} left"
+            self._bar = tqdm(total=event["steps"], file=self._stream, bar_format=layout, dynamic_ncols=True, leave=True)
+        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.update(event["step"] - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar or the phase; what was drawn stays."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+        self._end_phase()

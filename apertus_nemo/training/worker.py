@@ -1,0 +1,45 @@
+"""One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT`.
+
+Reads `lock.json` and nothing else of the launching side; RANK, LOCAL_RANK and WORLD_SIZE say which rank it is. An error of
+the user's is one line in the pipe to the launcher and the exit code of its kind; anything else is a
+traceback in the rank's log and exit code 4.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from apertus_nemo.errors import ApertusError
+from apertus_nemo.training import imports
+from apertus_nemo.training.progress import Progress
+
+
+def main(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Train as this rank until the run ends; the exit code."""
+    progress = Progress.from_environment(environment)
+    rank = int(environment["RANK"])
+    try:
+        imports.install()
+        from apertus_nemo.training.run import train_rank
+
+        train_rank(Path(arguments[0]), attempt=int(arguments[1]), environment=environment, progress=progress)
+    except ApertusError as error:
+        progress.send("error", message=str(error), exit_code=error.exit_code, rank=rank)
+        traceback.print_exc()
+        return error.exit_code
+    except Exception as error:
+        progress.send("error", message=f"{type(error).__name__}: {error}", exit_code=4, rank=rank)
+        traceback.print_exc()
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:], os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no interpreter shutdown: process groups and torch's threads have nothing left to do
