@@ -1,0 +1,70 @@
+"""Core attention for plain Megatron on torch's scaled_dot_product_attention.
+
+Megatron's own one holds all [batch, heads, sequence, sequence] scores and repeats keys and values. Here neither
+happens: queries are grouped by the key/value head that they share, and the heads of a group see it through a view.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apertus_nemo.errors import ApertusError, InputError
+
+
+class CoreAttention(torch.nn.Module):
+    """Causal attention with grouped queries; has no parameters and no dropout.
+
+    Built by Megatron's `SelfAttention`. Raises InputError for what it cannot do: context parallelism,
+    attention dropout.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__()
+        if config.context_parallel_size != 1:
+            raise InputError(
+                f"parallel.context_parallel_size is {config.context_parallel_size}: layer_spec=local does not cut "
+                "the sequence yet; set it to 1"
+            )
+        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if dropout:
+            raise InputError(f"attention dropout is {dropout}: Apertus has none")
+        self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Queries [sequence, batch, heads, head_dim], keys and values [sequence, batch, groups, head_dim] of this
+        rank -> [sequence, batch, heads * head_dim]. The mask is always the causal one: any other is our own fault.
+        """
+        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
+            raise ApertusError("core attention takes no mask, bias or packed sequences: it is causal as it stands")
+        length, batch, heads, width = query.shape
+        groups = key.shape[2]
+        sharing = heads // groups
+        # each (sample, group) is one entry of SDPA's batch; its query heads see one key and value head, by stride 0
+        q = query.reshape(length, batch * groups, sharing, width).permute(1, 2, 0, 3)
+        k = key.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
+        v = value.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
+        context = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale)
+        return context.permute(2, 0, 1, 3).reshape(length, batch, heads * width)

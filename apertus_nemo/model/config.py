@@ -1,0 +1,176 @@
+"""From a recipe to a Megatron model: TransformerConfig's settings, and the model itself.
+
+    kwargs = transformer_config_kwargs(run)              # plain Megatron, without NeMo
+    chunk = build_model(run)                             # GPTModel of this rank, with its initial weights
+
+NeMo's side (`GPTConfig`) is in `nemo_config.py`. Megatron's parallel state must be initialised before a model is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from apertus_nemo.errors import ApertusError
+from apertus_nemo.model.init import initialise
+from apertus_nemo.model.layer_spec import check_layer_spec, layer_spec
+from apertus_nemo.model.layout import partition_dim
+from apertus_nemo.recipe.schema import ModelConfig, RunConfig
+
+
+def transformer_config_kwargs(run: RunConfig) -> dict[str, Any]:
+    """Arguments of Megatron's TransformerConfig (and of NeMo's GPTConfig, a subclass) for a recipe.
+
+    Every setting whose default differs between the two, or would fuse, compile or draw at random, is spelled out.
+    Raises InputError or UnfitEnvironment for a layer specification that cannot be built here.
+    """
+    model, parallel = run.model, run.parallel
+    check_layer_spec(model.layer_spec)
+    on_gpu = run.trainer.accelerator == "gpu"
+    dtype = torch.bfloat16 if run.trainer.precision == "bf16" else torch.float32
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return {
+        # architecture
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "kv_channels": model.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "qk_layernorm": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "gated_linear_unit": False,
+        # Megatron's MLP builds an activation module only under this name, and then ignores `activation_func`,
+        # whose default (gelu) its checks want to see
+        "use_te_activation_func": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        # initialisation is ours (init.py)
+        "init_method_std": model.init_method_std,
+        "perform_initialization": False,
+        "use_cpu_initialization": not on_gpu,
+        # numbers
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "fp16": False,
+        "calculate_per_token_loss": False,
+        # In 0.15.3 this decides two things: Transformer Engine checks its environment, and the embedding indexes its
+        # weight instead of calling F.embedding, whose backward pass is not deterministic on GPUs. On the CPU it is,
+        # and index's is not (with several threads).
+        "deterministic_mode": on_gpu and run.reproducibility.level == "bitwise",
+        # fusions: other numbers, and most are torch.compile, which wants a C++ compiler at run time
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "cross_entropy_loss_fusion": False,
+        "persist_layer_norm": False,
+        "apply_rope_fusion": model.layer_spec == "transformer_engine",
+        # parallelism
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
+        # gloo still sends from outputs that Megatron would free, and mixes up batched messages that go both ways
+        # between two interleaved stages: wrong numbers, no error
+        "deallocate_pipeline_outputs": on_gpu,
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
+def _scale_rotary(chunk: GPTModel, model: ModelConfig) -> None:
+    """RoPE scaling of the llama3 kind, with all four of its numbers (GPTModel takes the first alone)."""
+    if model.rope_scaling:
+        rotary = chunk.rotary_pos_emb
+        rotary.inv_freq = rotary._apply_scaling(
+            rotary.inv_freq,
+            factor=model.rope_scaling_factor,
+            low_freq_factor=model.rope_low_freq_factor,
+            high_freq_factor=model.rope_high_freq_factor,
+            original_max_position_embeddings=model.rope_original_max_position_embeddings,
+        )
+        chunk.rotary_scaling = True
+
+
+def _mark_tensor_parallel(chunk: GPTModel) -> None:
+    """Say of each parameter whether it is a slice.
+
+    Megatron does so while it initialises weights, which we skip. Without the mark, the gradient norm and clipping
+    would leave out the slices of all tensor-parallel ranks but the first.
+    """
+    for name, parameter in chunk.named_parameters():
+        dim = partition_dim(name)
+        parameter.tensor_model_parallel = dim >= 0
+        parameter.partition_dim = dim
+        parameter.partition_stride = 1
+
+
+def layer_offset(chunk: GPTModel) -> int:
+    """Global index of the first layer of a model chunk; 0 if it has none."""
+    layers = chunk.decoder.layers
+    return int(layers[0].layer_number) - 1 if len(layers) else 0
+
+
+def build_model(
+    run: RunConfig,
+    *,
+    config: Any = None,
+    pre_process: bool | None = None,
+    post_process: bool | None = None,
+    vp_stage: int | None = None,
+) -> GPTModel:
+    """This rank's model chunk with its initial weights: the same bits at every sharding.
+
+    `config` is a TransformerConfig to use instead of one made here (NeMo's). `pre_process` and `post_process` say
+    whether the chunk has the embedding and the output layer; left out, they follow from the pipeline stage.
+    Under `torch.device("meta")` the model has shapes only. In bf16 the parameters are bf16.
+    """
+    if not parallel_state.model_parallel_is_initialized():
+        raise ApertusError("build_model: Megatron's parallel state is not initialised")
+    if config is None:
+        config = TransformerConfig(**transformer_config_kwargs(run))
+    if config.virtual_pipeline_model_parallel_size is None:
+        vp_stage = None
+    elif vp_stage is None:
+        vp_stage = 0
+    if pre_process is None:
+        pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+    if post_process is None:
+        post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+    chunk = GPTModel(
+        config,
+        transformer_layer_spec=layer_spec(config, run.model, vp_stage),
+        vocab_size=run.model.vocab_size,
+        max_sequence_length=run.data.seq_length,
+        pre_process=pre_process,
+        post_process=post_process,
+        parallel_output=True,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_percent=1.0,
+        rotary_base=run.model.rotary_base,
+        rope_scaling=False,  # below
+        scatter_embedding_sequence_parallel=True,
+        vp_stage=vp_stage,
+    )
+    _scale_rotary(chunk, run.model)
+    _mark_tensor_parallel(chunk)
+    initialise(
+        chunk,
+        run,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        layer_offset=layer_offset(chunk),
+    )
+    return chunk
