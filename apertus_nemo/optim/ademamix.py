@@ -84,7 +84,7 @@ class AdEMAMix(torch.optim.AdamW):
                         state[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format).detach()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns what `closure` returns."""
         loss = None
         if closure is not None:
@@ -98,9 +98,8 @@ class AdEMAMix(torch.optim.AdamW):
             group["lr"] = settings.lr
             scalars = _scalars(group, settings, step)
             for batch in _batches([self._tensors(p) for p in group["params"] if p.grad is not None]):
-                _update(*batch, scalars)
+                _update(batch, scalars)
         return loss
-
 
     def _tensors(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Parameter, gradient and the three states, each as a 1-D view."""
@@ -151,15 +150,12 @@ def _batches(rows: list[tuple[torch.Tensor, ...]]) -> Iterator[tuple[list[torch.
         yield tuple(map(list, zip(*batch, strict=True)))
 
 
-def _update(
-    p: list[torch.Tensor],
-    g: list[torch.Tensor],
-    fast: list[torch.Tensor],
-    slow: list[torch.Tensor],
-    square: list[torch.Tensor],
-    c: dict[str, float],
-) -> None:
-    """Update float32 tensors in place; the lists run in parallel. The order of operations is part of the contract."""
+def _update(batch: tuple[list[torch.Tensor], ...], c: dict[str, float]) -> None:
+    """Update in place: parameters, gradients and the three states, as parallel lists of 1-D float32 tensors.
+
+    The order of operations is part of the contract: tests/unit/optim/test_ademamix.py has it in numpy.
+    """
+    p, g, fast, slow, square = batch
     for average, beta in ((fast, c["beta1"]), (slow, c["beta3"])):
         part = torch._foreach_mul(g, 1.0 - beta)
         torch._foreach_mul_(average, beta)
