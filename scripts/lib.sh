@@ -179,7 +179,6 @@ set_up() {
     must_install "$locks/linux-$arch.txt"
     rm "$venv/incomplete"
     stamp "${base[@]}" >"$venv/stamp-packages"
-    say "Set-up done in $(seconds_since "$begin") s"
   fi
   if [ "$dev" = yes ] && is_new dev "$dev_lock"; then
     say "Set-up: the tools of the tests (50 MB to download)"
@@ -192,6 +191,7 @@ set_up() {
     "$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --no-deps --no-build-isolation \
       -e "$root" </dev/null >>"$log" 2>&1 || { show_log && fail 4 "apertus-nemo itself could not be installed"; }
     stamp pyproject.toml >"$venv/stamp-package"
+    say "Set-up done in $(seconds_since "$begin") s"
   fi
   exec 9<&-
 }
