@@ -1,0 +1,141 @@
+"""`apertus-nemo data build` and `apertus-nemo data verify`; see docs/data.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
+    options = _parser().parse_args(arguments)
+    return _build(options) if options.verb == "build" else _verify(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="apertus-nemo data", description="Build training data, and check it.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,verify}")
+
+    build = verbs.add_parser(
+        "build", help="text files or JSONL into a corpus", description="Tokenize text for training."
+    )
+    build.add_argument(
+        "--input", action="append", required=True, metavar="PATH", help="file, glob or fsspec URL; may be given again"
+    )
+    build.add_argument("--format", choices=("text", "jsonl"), help="default: by each file's name")
+    build.add_argument("--text-key", default="text", metavar="KEY", help="key of a JSONL record's text (default: text)")
+    kind = build.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--tokenizer", type=Path, metavar="PATH", help="Hugging Face folder, or its tokenizer.json")
+    kind.add_argument("--train-bpe", type=int, metavar="VOCAB_SIZE", help="train a byte-level BPE on the text")
+    build.add_argument("--bos", metavar="TOKEN", help="first token of a document (default: the tokenizer's)")
+    build.add_argument("--eos", metavar="TOKEN", help="last token of a document (default: the tokenizer's)")
+    build.add_argument(
+        "--special-tokens",
+        choices=("text", "parse"),
+        default="text",
+        help="what `</s>` in a document becomes: text (default), or the token",
+    )
+    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    build.add_argument("--force", action="store_true", help="replace DIR if it is a built corpus")
+    build.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    verify = verbs.add_parser(
+        "verify", help="check every byte of a corpus", description="Check a corpus by its manifest."
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _build(options: argparse.Namespace) -> int:
+    from apertus_nemo.data import sources
+    from apertus_nemo.data.build import build
+    from apertus_nemo.errors import InputError
+
+    if options.train_bpe is not None and (options.bos or options.eos):
+        raise InputError("--bos and --eos choose tokens of --tokenizer; a trained one has <s> and </s>")
+    found = sources.find(options.input, format=options.format)
+    sizes = [source.size_bytes for source in found]
+    bar = _Bar(sum(size for size in sizes if size is not None) if None not in sizes else None)
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up as after Ctrl-C
+    try:
+        manifest = build(
+            found,
+            options.output,
+            tokenizer=options.tokenizer,
+            train_bpe=options.train_bpe,
+            text_key=options.text_key,
+            special_tokens=options.special_tokens,
+            bos=options.bos,
+            eos=options.eos,
+            force=options.force,
+            progress=bar.show,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        bar.close()
+    _print(options, manifest, "built")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from apertus_nemo.data.manifest import verify
+
+    _print(options, verify(options.folder), "verified")
+    return 0
+
+
+def _print(options: argparse.Namespace, manifest: Any, done: str) -> None:
+    from apertus_nemo.data.manifest import digest
+
+    folder = options.output if done == "built" else options.folder
+    if options.json:
+        result = {
+            "folder": str(folder),
+            "manifest_digest": f"sha256:{digest(manifest)}",
+            "documents": manifest.documents,
+            "empty_documents": manifest.empty_documents,
+            "tokens": manifest.tokens,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "files": {entry.path: f"sha256:{entry.sha256}" for entry in manifest.files},
+        }
+        print(json.dumps(result, indent=2, sort_keys=True))
+        return
+    skipped = f", {manifest.empty_documents:,} empty ones left out" if manifest.empty_documents else ""
+    print(f"{done} {folder}: {len(manifest.files)} files")
+    print(f"  {manifest.documents:,} documents{skipped}, {manifest.tokens:,} tokens")
+    print(f"  vocabulary {manifest.tokenizer.vocab_size:,} ({manifest.tokenizer.kind} tokenizer)")
+    print(f"  manifest digest sha256:{digest(manifest)}")
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._what = ""
+        self._bar: Any = None
+        self._shown = sys.stderr.isatty()
+
+    def show(self, what: str, size: int) -> None:
+        """Move the bar to `size` bytes of the pass `what`."""
+        if not self._shown:
+            return
+        if what != self._what:
+            from tqdm import tqdm
+
+            self.close()
+            self._what = what
+            self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc=what, file=sys.stderr)
+        self._bar.update(size - self._bar.n)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,258 @@
+"""Text into a built corpus: tokenizer, Megatron's .bin/.idx, manifest. Complete or absent, and byte-reproducible.
+
+    manifest = build(find(["*.txt"]), Path("corpus"), train_bpe=4096)
+
+The inputs are streamed, once with an existing tokenizer and twice when one is trained; a file that
+changes between the two is refused. The folder is made beside the output, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo import __version__
+from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data import tokenizer as tokenizers
+from apertus_nemo.data.manifest import FileEntry, InputEntry, Manifest
+from apertus_nemo.data.sources import Reader, Source
+from apertus_nemo.data.tokenizer import CorpusTokenizer
+from apertus_nemo.errors import InputError, UnfitEnvironment
+
+Progress = Callable[[str, int], None]  # (what is done, input bytes of this pass read so far)
+_BATCH_CHARACTERS = 1 << 20  # text handed to the tokenizer at once
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def build(
+    sources: Sequence[Source],
+    output: Path,
+    *,
+    tokenizer: Path | None = None,
+    train_bpe: int | None = None,
+    text_key: str = "text",
+    special_tokens: str = "text",
+    bos: str | None = None,
+    eos: str | None = None,
+    force: bool = False,
+    progress: Progress = lambda what, size: None,
+) -> Manifest:
+    """Build a corpus folder and return its manifest.
+
+    Args:
+        sources: what to read, in this order.
+        output: the folder to make; its parent folders are made too.
+        tokenizer: an existing tokenizer (see `tokenizer.read`); exactly one of this and `train_bpe`.
+        train_bpe: vocabulary of a byte-level BPE to train on the text.
+        text_key, special_tokens, bos, eos: see `sources.Reader` and `tokenizer.read`.
+        force: replace `output` if it is a built corpus.
+        progress: called often.
+
+    Raises:
+        InputError: anything wrong with inputs, tokenizer or output; nothing is left behind.
+        UnfitEnvironment: the disk is full or cannot be written.
+    """
+    if (tokenizer is None) == (train_bpe is None):
+        raise InputError("give either a tokenizer or the size of one to train")
+    output = Path(os.path.abspath(output))
+    _check_output(output, force)
+    if train_bpe is not None:
+        tokenizers.check_vocab_size(train_bpe)
+    try:
+        with _made_beside(output) as folder:
+            first = [Reader(source, text_key=text_key) for source in sources]
+            second = first
+            if train_bpe is not None:
+                documents = _documents(first, "training the tokenizer", progress)
+                chosen = _train(documents, train_bpe, special_tokens)
+                second = [Reader(source, text_key=text_key) for source in sources]
+            else:
+                assert tokenizer is not None
+                chosen = tokenizers.read(tokenizer, special_tokens=special_tokens, bos=bos, eos=eos)
+            documents = _documents(second, "tokenizing", progress)
+            count, tokens, dtype = _write_indexed(documents, chosen, folder / manifests.PREFIX)
+            for before, after in zip(first, second, strict=True):
+                if before.sha256 != after.sha256:
+                    raise InputError(f"{before.source.label} changed while it was read: build again")
+            _write_tokenizer(folder / manifests.TOKENIZER, chosen)
+            manifest = Manifest(
+                files=_entries(folder),
+                tokenizer=chosen.info,
+                documents=count,
+                empty_documents=sum(reader.empty_documents for reader in second),
+                tokens=tokens,
+                dtype=dtype,
+                inputs=tuple(InputEntry(r.source.name, r.source.format, r.size_bytes, r.sha256) for r in second),
+                text_key=text_key,
+                special_tokens=special_tokens,
+                built_with=versions(),
+            )
+            (folder / manifests.MANIFEST).write_bytes(manifests.canonical(manifest))
+            (folder / manifests.MANIFEST_SUM).write_bytes(manifests.sum_line(manifest))
+            _sync(folder)
+            _put_in_place(folder, output, force)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UnfitEnvironment(f"{error.filename or output}: cannot be written: {error.strerror}") from None
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """The packages whose code decides the bytes of a built corpus."""
+    packages = ("megatron-core", "tokenizers")
+    return {"apertus-nemo": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise InputError(f"{output} exists and is not a folder: name another --output")
+    if not any(output.iterdir()):
+        return
+    if not (output / manifests.MANIFEST).is_file():
+        raise InputError(f"{output} holds other files: name another --output")
+    if not force:
+        raise InputError(f"{output} is a built corpus already: name another --output, or replace it with --force")
+
+
+@contextlib.contextmanager
+def _made_beside(output: Path) -> Iterator[Path]:
+    """A new folder in the output's parent, on the same file system; gone afterwards unless it was renamed."""
+    missing = []
+    for parent in output.parents:
+        if parent.exists():
+            break
+        missing.append(parent)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError):
+        raise InputError(f"{output.parent} is not a folder: name another --output") from None
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not output.exists():
+            for parent in missing:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def _documents(readers: Sequence[Reader], what: str, progress: Progress) -> Iterator[str]:
+    done = 0
+    for reader in readers:
+        for document in reader:
+            yield document
+            progress(what, done + reader.size_bytes)
+        done += reader.size_bytes
+        progress(what, done)
+
+
+def _train(documents: Iterator[str], vocab_size: int, special_tokens: str) -> CorpusTokenizer:
+    """`tokenizer.train`, with an error of the inputs passed on whatever the library makes of it."""
+    failure: list[BaseException] = []
+
+    def watched() -> Iterator[str]:
+        try:
+            yield from documents
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    try:
+        return tokenizers.train(watched(), vocab_size, special_tokens=special_tokens)
+    except BaseException:
+        if failure:
+            raise failure[0] from None
+        raise
+
+
+def _write_indexed(documents: Iterator[str], tokenizer: CorpusTokenizer, prefix: Path) -> tuple[int, int, str]:
+    """Tokenize into prefix.bin and prefix.idx; (documents, tokens, dtype)."""
+    writer: Any = None
+    dtype, count, tokens = "", 0, 0
+    for batch in _batches(documents):
+        sequences = tokenizer.encode(batch)
+        if writer is None:  # imported when the first text is good: a mistake in it is told at once
+            from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+            kind = DType.optimal_dtype(tokenizer.info.vocab_size)
+            dtype = kind.__name__
+            writer = IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind)
+        for sequence in sequences:
+            writer.add_document(sequence, [len(sequence)])
+            count += 1
+            tokens += len(sequence)
+    if writer is None:
+        raise InputError("no document has any text: nothing to build")
+    writer.finalize(f"{prefix}.idx")
+    return count, tokens, dtype
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_tokenizer(folder: Path, tokenizer: CorpusTokenizer) -> None:
+    folder.mkdir()
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
+
+
+def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return tuple(FileEntry(name, *manifests.hash_file(folder / name)) for name in names)
+
+
+def _sync(folder: Path) -> None:
+    """Files and folders onto the disk."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(folder: Path, output: Path, force: bool) -> None:
+    old: Path | None = None
+    if force and output.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+        output.rename(old / "corpus")
+    try:
+        folder.rename(output)  # over nothing, or an empty folder
+    except OSError as error:
+        if old is not None:
+            (old / "corpus").rename(output)
+            old.rmdir()
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise InputError(f"{output} appeared while the corpus was built: name another --output") from None
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""The embedded corpus: the documentation and sources that come with the running Python.
+
+    folder = embedded(cache_dir, vocab_size=4096)
+
+`pydoc_data.topics` (one document a topic) and the standard library's .py files (one document each),
+about 9 MB: some 2.5 million tokens at a vocabulary of 4096. Nothing is downloaded. The folder is built
+once, named by everything that decides its bytes, and verified byte by byte whenever it is used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from apertus_nemo.data import build as builder
+from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data.sources import Source
+from apertus_nemo.errors import InputError, UnfitEnvironment
+
+BUILDER_VERSION = 1  # raise it when the same inputs give other bytes
+MAXIMUM_BYTES = 10_000_000  # files in order of name are taken up to this sum
+MINIMUM_BYTES = 2_000_000  # less is not the standard library
+
+# Not prose or everyday code (tables of encodings), generated for one machine, not part of every
+# installation (distributions package them apart), or tests.
+_SKIPPED_FOLDERS = {
+    "__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "idle_test", "lib2to3", "msilib", "pydoc_data",
+    "site-packages", "dist-packages", "test", "tests", "tkinter", "turtledemo",
+}  # fmt: skip
+_SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "turtle.py")
+
+
+def texts() -> Iterator[tuple[str, bytes]]:
+    """(name, UTF-8 text) of each document, in a fixed order, at most MAXIMUM_BYTES in all."""
+    from pydoc_data.topics import topics
+
+    total = 0
+    for name in sorted(topics):
+        data = topics[name].encode()
+        total += len(data)
+        yield f"topics/{name}", data
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(_library_files(library), key=lambda path: path.relative_to(library).as_posix()):
+        data = path.read_bytes()
+        if not data or total + len(data) > MAXIMUM_BYTES:
+            continue
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        total += len(data)
+        yield f"library/{path.relative_to(library).as_posix()}", data
+
+
+def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = lambda what, size: None) -> Path:
+    """The folder of the embedded corpus below `cache_dir`, built now or verified.
+
+    Safe for several processes at once: the first builds, the others wait and verify.
+
+    Args:
+        cache_dir: made if missing.
+        vocab_size: of the byte-level BPE that is trained on the text.
+        progress: called while building.
+
+    Raises:
+        InputError: the vocabulary is out of range.
+        Differs: the cached folder is damaged; the message names the file.
+        UnfitEnvironment: this Python comes without its sources, or the cache cannot be written.
+    """
+    documents = list(texts())
+    if sum(len(data) for _, data in documents) < MINIMUM_BYTES:
+        raise UnfitEnvironment(
+            "this Python comes without the sources of its standard library, which data.source=embedded reads: "
+            "use another Python, or data.source=built"
+        )
+    identity = {
+        "builder": BUILDER_VERSION,
+        "python": platform.python_version(),
+        "packages": builder.versions(),
+        "vocab_size": vocab_size,
+        "documents": [[name, hashlib.sha256(data).hexdigest()] for name, data in documents],
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir / f"embedded-{key}"
+    if not folder.exists():
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnfitEnvironment(f"{error.filename}: cannot be made: {error.strerror}") from None
+        sources = [
+            Source(name, name, "text", lambda data=data: io.BytesIO(data), len(data))  # type: ignore[misc]
+            for name, data in documents
+        ]
+        with _one_at_a_time(cache_dir / f".embedded-{key}.lock"):
+            if not folder.exists():
+                try:
+                    builder.build(sources, folder, train_bpe=vocab_size, progress=progress)
+                except InputError:
+                    if not folder.exists():  # where locks do not work, another process may have been first
+                        raise
+    manifests.verify(folder)
+    return folder
+
+
+def _library_files(library: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(library):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
+        for name in files:
+            if name.endswith(".py") and not name.startswith(_SKIPPED_FILES):
+                yield Path(parent) / name
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a file's lock; where the file system has none, go on: building twice is waste, not harm."""
+    import fcntl
+
+    try:
+        stream = path.open("w")
+    except OSError as error:
+        raise UnfitEnvironment(f"{path}: cannot be written: {error.strerror}") from None
+    with stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,231 @@
+"""Training samples: Megatron's GPT dataset over a built corpus, with the Goldfish mask.
+
+    dataset = training_dataset(run, corpus, cache=run_dir / "index")
+    dataset[7]   # {"tokens", "labels", "loss_mask", "position_ids"}, each of shape [seq_length]
+
+Sample i is a function of the corpus' bytes, `data.seed`, `data.seq_length` and
+`schedule.train_samples`; where the files and the cache lie changes nothing. Neither CUDA, nor NeMo,
+nor a compiler is needed: the wheel of megatron-core holds the index builder compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data.goldfish import kept
+from apertus_nemo.data.sampler import MicroBatchSampler
+from apertus_nemo.errors import UnfitEnvironment
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.schema import RunConfig
+
+if TYPE_CHECKING:
+    import torch
+
+Sample = dict[str, "torch.Tensor"]
+_SUMS = "SHA256SUMS"  # of the cached index files
+
+
+class TrainingDataset:
+    """Global sample index, 0 to train_samples - 1, to a sample.
+
+    tokens, labels, position_ids: int64 [seq_length]; labels are the tokens one place on.
+    loss_mask: float32 [seq_length]; 0 where the input is the end-of-document token (if
+    `data.eod_mask_loss`) and where the Goldfish hash drops the label, else 1.
+    """
+
+    def __init__(self, megatron: Any, run: RunConfig) -> None:
+        self._megatron = megatron
+        self._length = run.schedule.train_samples
+        self._goldfish = (run.data.goldfish_k, run.data.goldfish_h) if run.data.goldfish else None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self._length:
+            raise IndexError(f"sample {index} of {self._length}")
+        sample: Sample = dict(self._megatron[index])
+        if self._goldfish:
+            import torch
+
+            k, h = self._goldfish
+            # A new tensor: Megatron hands out the mask that it caches when nothing else depends on the sample.
+            sample["loss_mask"] = sample["loss_mask"] * torch.from_numpy(kept(sample["labels"].numpy(), k=k, h=h))
+        return sample
+
+
+def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDataset:
+    """The samples of a run, the same on each rank. Verify the corpus first (`manifest.verify`).
+
+    With torch.distributed initialised, every rank must call it: rank 0 makes the index, the others wait.
+
+    Args:
+        run: the resolved recipe.
+        corpus: a folder made by `apertus-nemo data build`.
+        cache: a folder for the index, seen by all ranks; made if missing.
+
+    Raises:
+        InputError: the corpus does not fit the model, or is not one.
+        UnfitEnvironment: the cache cannot be written, or is not seen by all ranks.
+    """
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+
+    manifest = manifests.load(corpus)
+    manifests.check_against_model(manifest, run)
+    prefix = str(corpus / manifests.PREFIX)
+
+    def open_index(folder: Path) -> Any:
+        config = GPTDatasetConfig(
+            random_seed=run.data.seed,
+            sequence_length=run.data.seq_length,
+            blend=([prefix], None),
+            split="100,0,0",
+            path_to_cache=str(folder),
+            tokenizer=_EndOfDocument(manifest.tokenizer.eos_id),
+            # Neither would change anything: RoPE reads no position ids, and no attention mask is made.
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=run.data.eod_mask_loss,
+            create_attention_mask=False,
+        )
+        low_level = GPTDataset.build_low_level_dataset(prefix, config)
+        documents = _all_documents(GPTDataset.numel_low_level_dataset(low_level))
+        # In the place of the path, which Megatron hashes into the names of its cache: the content.
+        name = manifests.digest(manifest)
+        return GPTDataset(low_level, name, documents, run.schedule.train_samples, Split.train, config)
+
+    choices = {
+        "manifest": manifests.digest(manifest),
+        "seed": run.data.seed,
+        "seq_length": run.data.seq_length,
+        "train_samples": run.schedule.train_samples,
+        "packages": {name: _version(name) for name in ("megatron-core", "numpy")},
+    }
+    key = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / f"index-{key}"
+    rank, barrier = _distributed()
+    if rank == 0 and not _index_is_good(folder):
+        try:
+            _make_index(folder, open_index)
+        except OSError as error:
+            raise UnfitEnvironment(f"{error.filename or cache}: cannot be written: {error.strerror}") from None
+    barrier()
+    if not folder.is_dir():
+        raise UnfitEnvironment(
+            f"{folder}: rank {rank} does not see what rank 0 wrote: use a folder that all ranks share"
+        )
+    return TrainingDataset(open_index(folder), run)
+
+
+def training_loader(
+    dataset: TrainingDataset, run: RunConfig, *, first_step: int = 1, dp_rank: int = 0, dp_size: int = 1
+) -> Any:
+    """A DataLoader over this rank's micro-batches from `first_step` on: tensors [micro_batch_size, seq_length]."""
+    from torch.utils.data import DataLoader
+
+    sampler = MicroBatchSampler(
+        BatchPlan.from_config(run),
+        first_step=first_step,
+        micro_batch_size=run.trainer.micro_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=0)  # type: ignore[arg-type]
+
+
+def sample_digest(sample: Sample) -> bytes:
+    """SHA-256 of what a sample trains on: tokens and labels (int64), loss mask (float32), little-endian; 32 bytes.
+
+    Takes one sample or a whole micro-batch.
+    """
+    state = hashlib.sha256()
+    for key, kind in (("tokens", "<i8"), ("labels", "<i8"), ("loss_mask", "<f4")):
+        state.update(sample[key].cpu().contiguous().numpy().astype(kind, copy=False).tobytes())
+    return state.digest()
+
+
+class _EndOfDocument:
+    """What Megatron's dataset asks of a tokenizer: `eod`, and a name for its cache.
+
+    It must not have `pad`: Megatron turns every token with that id into 0. Without it the id is -1,
+    which no text has (megatron/core/datasets/gpt_dataset.py, `GPTDataset.__getitem__`).
+    """
+
+    def __init__(self, eod: int) -> None:
+        self.eod = eod
+        self.unique_identifiers = OrderedDict(eod=eod)
+
+
+def _all_documents(count: int) -> Any:
+    import numpy as np
+
+    return np.arange(count, dtype=np.int32)
+
+
+def _version(package: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(package)
+
+
+def _distributed() -> tuple[int, Any]:
+    """This process' rank, and the barrier of all ranks."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.barrier
+    return 0, lambda: None
+
+
+def _make_index(folder: Path, open_index: Any) -> None:
+    """Let Megatron write its index beside `folder`, add the sums, sync, rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
+    try:
+        open_index(made)
+        names = sorted(path.name for path in made.iterdir())
+        lines = [f"{manifests.hash_file(made / name)[1]}  {name}\n" for name in names]
+        (made / _SUMS).write_text("".join(lines))
+        for path in (*made.iterdir(), made):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        if folder.exists():  # a damaged one
+            shutil.rmtree(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _index_is_good(folder):  # else another process was first, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _index_is_good(folder: Path) -> bool:
+    """Whether the cached index is whole and holds plain arrays (Megatron would unpickle others)."""
+    import numpy as np
+
+    try:
+        lines = (folder / _SUMS).read_text().splitlines()
+        names = [line[66:] for line in lines]
+        if sorted([*names, _SUMS]) != sorted(path.name for path in folder.iterdir()):
+            return False
+        for line, name in zip(lines, names, strict=True):
+            if manifests.hash_file(folder / name)[1] != line[:64]:
+                return False
+            if name.endswith(".npy"):
+                np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return bool(names)

@@ -1,0 +1,245 @@
+"""The manifest of a built corpus: what the folder holds, and the check of every byte of it.
+
+A built corpus is a folder:
+
+    manifest.json       canonical JSON, no newline at its end; its SHA-256 is the *manifest digest*
+    manifest.sha256     that digest, in the format of `sha256sum -c`
+    corpus.bin/.idx     Megatron's indexed dataset: one sequence a document, `<s>` first, `</s>` last
+    tokenizer/          what `transformers.AutoTokenizer.from_pretrained` reads
+
+    manifest = verify(folder)   # every hash; raises Differs with the file's name
+    manifest = load(folder)     # the manifest alone
+    digest(manifest)            # goes into the lock
+
+Pure Python: an auditor needs neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo.errors import Differs, InputError
+from apertus_nemo.recipe.schema import RunConfig
+
+FORMAT = "apertus-nemo corpus"
+VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_SUM = "manifest.sha256"
+PREFIX = "corpus"  # of corpus.bin and corpus.idx
+TOKENIZER = "tokenizer"  # folder of the tokenizer's files
+
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ITEM_BYTES = {"uint16": 2, "int32": 4}
+_INDEX_HEADER = struct.Struct("<9sQBQQ")  # megatron/core/datasets/indexed_dataset.py: magic, version, dtype, counts
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the folder."""
+
+    path: str  # relative to the folder, with "/"
+    size_bytes: int
+    sha256: str  # 64 lowercase hex digits
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer's vocabulary; ids that it lacks are None."""
+
+    kind: str  # "trained" on this corpus, or "given"
+    vocab_size: int  # largest id + 1
+    bos_id: int  # first token of every document
+    eos_id: int  # last token of every document
+    pad_id: int | None = None
+    unk_id: int | None = None
+
+
+@dataclass(frozen=True)
+class InputEntry:
+    """One file that was read: its bytes as stored, before unpacking."""
+
+    name: str  # relative to the inputs' common folder, or an URL without credentials
+    format: str  # "text" (one document) or "jsonl" (one a line)
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a built corpus."""
+
+    files: tuple[FileEntry, ...]  # sorted by path
+    tokenizer: TokenizerInfo
+    documents: int
+    empty_documents: int  # JSONL records without text: left out
+    tokens: int  # BOS and EOS included
+    dtype: str  # of the ids in corpus.bin: "uint16" or "int32"
+    inputs: tuple[InputEntry, ...]  # in the order of reading
+    text_key: str  # key of a JSONL record that holds the text
+    special_tokens: str  # "text": `</s>` in a document stays text; "parse": it becomes the token
+    built_with: Mapping[str, str]  # package: version
+
+
+def canonical(manifest: Manifest) -> bytes:
+    """RFC 8785 bytes of the manifest; its keys are ASCII and its numbers integers, so sorted compact JSON is that."""
+    tree = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(manifest: Manifest) -> str:
+    """The manifest digest: SHA-256 of the canonical bytes, 64 hex digits."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def sum_line(manifest: Manifest) -> bytes:
+    """What manifest.sha256 holds."""
+    return f"{digest(manifest)}  {MANIFEST}\n".encode()
+
+
+def load(folder: Path) -> Manifest:
+    """Read and check the manifest, not the files that it names.
+
+    Raises:
+        InputError: the folder is not a built corpus, or one of another version.
+        Differs: manifest.json is not what manifest.sha256 says.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        stated = (folder / MANIFEST_SUM).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        missing = Path(error.filename or folder).name
+        raise InputError(
+            f"{folder} is not a built corpus: it has no {missing}; make one with `apertus-nemo data build`"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    actual = hashlib.sha256(data).hexdigest()
+    if stated != f"{actual}  {MANIFEST}\n".encode():
+        raise Differs(f"{folder / MANIFEST}: its SHA-256 is {actual}, which is not what {MANIFEST_SUM} says")
+    try:
+        tree = json.loads(data)
+        if tree["format"] != FORMAT:
+            raise ValueError("another format")
+        version = tree["version"]
+        if version != VERSION:
+            raise InputError(
+                f"{folder / MANIFEST} has version {version!r}, but we read {VERSION}: use the program that made it"
+            )
+        manifest = _from_tree(tree)
+        if canonical(manifest) != data:
+            raise ValueError("not canonical")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{folder / MANIFEST} is not the manifest of a built corpus ({error}): build it again"
+        ) from None
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Read every byte of a built corpus and hold it against the manifest.
+
+    Raises:
+        InputError: the folder is not a built corpus.
+        Differs: a file is missing, too much, or has other bytes; the message names the first one.
+    """
+    manifest = load(folder)
+    named = {entry.path for entry in manifest.files} | {MANIFEST, MANIFEST_SUM}
+    for path in _files_below(folder):
+        if path not in named:
+            raise Differs(f"{folder / path}: the manifest does not name this file; remove it or build the corpus again")
+    for entry in manifest.files:
+        _check_file(folder / entry.path, entry)
+    _check_index(folder, manifest)
+    return manifest
+
+
+def check_against_model(manifest: Manifest, run: RunConfig) -> None:
+    """Refuse data that the run's model cannot take.
+
+    Raises:
+        InputError: ids beyond the model's vocabulary, or fewer tokens than one sample.
+    """
+    vocab_size = manifest.tokenizer.vocab_size
+    if vocab_size > run.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size is {run.model.vocab_size}, but the tokenizer of the data has {vocab_size} ids: "
+            f"set model.vocab_size to at least {vocab_size}, or build the data with a smaller vocabulary"
+        )
+    needed = run.data.seq_length + 1
+    if manifest.tokens < needed:
+        raise InputError(
+            f"data.seq_length is {run.data.seq_length}, so a sample needs {needed} tokens, "
+            f"but the corpus has {manifest.tokens}: add text or set a smaller data.seq_length"
+        )
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """(size in bytes, SHA-256) of a file, read as a stream."""
+    size, state = 0, hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            size += len(block)
+            state.update(block)
+    return size, state.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() or path.is_symlink():
+            yield path.relative_to(folder).as_posix()
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    try:
+        size, actual = hash_file(path)
+    except FileNotFoundError:
+        raise Differs(f"{path}: missing, but the manifest names it") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if size != entry.size_bytes:
+        raise Differs(f"{path}: has {size} bytes, the manifest says {entry.size_bytes}")
+    if actual != entry.sha256:
+        raise Differs(f"{path}: its SHA-256 is {actual}, the manifest says {entry.sha256}")
+
+
+def _check_index(folder: Path, manifest: Manifest) -> None:
+    """The counts in the manifest against those in the files."""
+    with (folder / f"{PREFIX}.idx").open("rb") as stream:
+        header = stream.read(_INDEX_HEADER.size)
+    counts = _INDEX_HEADER.unpack(header)[3:] if len(header) == _INDEX_HEADER.size else None
+    tokens = (folder / f"{PREFIX}.bin").stat().st_size // _ITEM_BYTES[manifest.dtype]
+    if counts != (manifest.documents, manifest.documents + 1) or tokens != manifest.tokens:
+        raise InputError(f"{folder / MANIFEST}: its counts are not those of {PREFIX}.idx: build the corpus again")
+
+
+def _from_tree(tree: dict[str, Any]) -> Manifest:
+    """The manifest in parsed JSON; ValueError, KeyError or TypeError for anything else."""
+    fields = {key: value for key, value in tree.items() if key not in ("format", "version")}
+    manifest = Manifest(
+        **{
+            **fields,
+            "files": tuple(FileEntry(**entry) for entry in fields["files"]),
+            "inputs": tuple(InputEntry(**entry) for entry in fields["inputs"]),
+            "tokenizer": TokenizerInfo(**fields["tokenizer"]),
+        }
+    )
+    paths = [entry.path for entry in manifest.files]
+    if paths != sorted(set(paths)) or not {f"{PREFIX}.bin", f"{PREFIX}.idx", f"{TOKENIZER}/tokenizer.json"} <= {*paths}:
+        raise ValueError("the list of files is incomplete")
+    for entry in manifest.files:
+        if not _SAFE_PATH.fullmatch(entry.path) or not _SHA256.fullmatch(entry.sha256):
+            raise ValueError(f"bad entry {entry.path!r}")
+    counts = (manifest.documents, manifest.tokens, manifest.tokenizer.vocab_size, manifest.tokenizer.eos_id)
+    if not all(type(count) is int and count >= 0 for count in counts) or manifest.dtype not in _ITEM_BYTES:
+        raise ValueError("bad counts")
+    return manifest
