@@ -1,6 +1,6 @@
 """Training samples: Megatron's GPT dataset over a built corpus, with the Goldfish mask.
 
-    dataset = training_dataset(run, corpus, cache=run_dir / "index")
+    dataset = training_dataset(run, corpus, cache=folder)
     dataset[7]   # {"tokens", "labels", "loss_mask", "position_ids"}, each of shape [seq_length]
 
 Sample i is a function of the corpus' bytes, `data.seed`, `data.seq_length` and
@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.data.goldfish import kept
-from apertus_nemo.data.sampler import MicroBatchSampler
 from apertus_nemo.errors import UnfitEnvironment
-from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -124,22 +122,6 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
             f"{folder}: rank {rank} does not see what rank 0 wrote: use a folder that all ranks share"
         )
     return TrainingDataset(open_index(folder), run)
-
-
-def training_loader(
-    dataset: TrainingDataset, run: RunConfig, *, first_step: int = 1, dp_rank: int = 0, dp_size: int = 1
-) -> Any:
-    """A DataLoader over this rank's micro-batches from `first_step` on: tensors [micro_batch_size, seq_length]."""
-    from torch.utils.data import DataLoader
-
-    sampler = MicroBatchSampler(
-        BatchPlan.from_config(run),
-        first_step=first_step,
-        micro_batch_size=run.trainer.micro_batch_size,
-        dp_rank=dp_rank,
-        dp_size=dp_size,
-    )
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=0)  # type: ignore[arg-type]
 
 
 def sample_digest(sample: Sample) -> bytes:

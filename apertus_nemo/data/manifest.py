@@ -16,9 +16,7 @@ Pure Python: an auditor needs neither numpy nor torch.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -27,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from apertus_nemo.errors import Differs, InputError
-from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.record.canonical import dumps, is_digest, loads_canonical, sha256_hex
 
 FORMAT = "apertus-nemo corpus"
 VERSION = 1
@@ -35,9 +34,9 @@ MANIFEST = "manifest.json"
 MANIFEST_SUM = "manifest.sha256"
 PREFIX = "corpus"  # of corpus.bin and corpus.idx
 TOKENIZER = "tokenizer"  # folder of the tokenizer's files
+INDEX_CACHE = "index-cache"  # folder that training may add: derived, checked and remade by itself
 
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ITEM_BYTES = {"uint16": 2, "int32": 4}
 _INDEX_HEADER = struct.Struct("<9sQBQQ")  # megatron/core/datasets/indexed_dataset.py: magic, version, dtype, counts
 _BLOCK_BYTES = 1 << 20
@@ -91,14 +90,13 @@ class Manifest:
 
 
 def canonical(manifest: Manifest) -> bytes:
-    """RFC 8785 bytes of the manifest; its keys are ASCII and its numbers integers, so sorted compact JSON is that."""
-    tree = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """The bytes of manifest.json."""
+    return dumps({"format": FORMAT, "version": VERSION, **to_tree(manifest), "built_with": dict(manifest.built_with)})
 
 
 def digest(manifest: Manifest) -> str:
     """The manifest digest: SHA-256 of the canonical bytes, 64 hex digits."""
-    return hashlib.sha256(canonical(manifest)).hexdigest()
+    return sha256_hex(canonical(manifest))
 
 
 def sum_line(manifest: Manifest) -> bytes:
@@ -123,26 +121,18 @@ def load(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    actual = hashlib.sha256(data).hexdigest()
+    actual = sha256_hex(data)
     if stated != f"{actual}  {MANIFEST}\n".encode():
         raise Differs(f"{folder / MANIFEST}: its SHA-256 is {actual}, which is not what {MANIFEST_SUM} says")
+    tree = loads_canonical(data, what=str(folder / MANIFEST))
     try:
-        tree = json.loads(data)
         if tree["format"] != FORMAT:
-            raise ValueError("another format")
-        version = tree["version"]
-        if version != VERSION:
-            raise InputError(
-                f"{folder / MANIFEST} has version {version!r}, but we read {VERSION}: use the program that made it"
-            )
-        manifest = _from_tree(tree)
-        if canonical(manifest) != data:
-            raise ValueError("not canonical")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{folder / MANIFEST} is not the manifest of a built corpus ({error}): build it again"
-        ) from None
-    return manifest
+            raise ValueError(f"format is {tree['format']!r}")
+        if tree["version"] != VERSION:
+            raise ValueError(f"version is {tree['version']!r}, known here is {VERSION}")
+        return _from_tree(tree)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is not the manifest of a corpus ({error}): build it again") from None
 
 
 def verify(folder: Path) -> Manifest:
@@ -195,8 +185,9 @@ def hash_file(path: Path) -> tuple[int, str]:
 
 def _files_below(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir() or path.is_symlink():
-            yield path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if (not path.is_dir() or path.is_symlink()) and not name.startswith(f"{INDEX_CACHE}/"):
+            yield name
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:
@@ -237,7 +228,7 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
     if paths != sorted(set(paths)) or not {f"{PREFIX}.bin", f"{PREFIX}.idx", f"{TOKENIZER}/tokenizer.json"} <= {*paths}:
         raise ValueError("the list of files is incomplete")
     for entry in manifest.files:
-        if not _SAFE_PATH.fullmatch(entry.path) or not _SHA256.fullmatch(entry.sha256):
+        if not _SAFE_PATH.fullmatch(entry.path) or not is_digest(entry.sha256):
             raise ValueError(f"bad entry {entry.path!r}")
     counts = (manifest.documents, manifest.tokens, manifest.tokenizer.vocab_size, manifest.tokenizer.eos_id)
     if not all(type(count) is int and count >= 0 for count in counts) or manifest.dtype not in _ITEM_BYTES:
