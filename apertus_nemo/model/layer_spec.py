@@ -132,7 +132,9 @@ def transformer_engine_spec(config: Any, model: ModelConfig, vp_stage: int | Non
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=TELayerNormColumnParallelLinear, activation_func=_xielu(model), linear_fc2=TERowParallelLinear
+                    linear_fc1=TELayerNormColumnParallelLinear,
+                    activation_func=_xielu(model),
+                    linear_fc2=TERowParallelLinear,
                 ),
             ),
             mlp_bda=get_bias_dropout_add,

@@ -65,9 +65,7 @@ class ApertusConfig(GPTConfig):  # type: ignore[misc]
         """This rank's GPTModel. The tokenizer is not asked: the vocabulary is `model.vocab_size`, without padding."""
         if self.run is None:
             raise ApertusError("ApertusConfig has no run: make it with apertus_config")
-        return build_model(
-            self.run, config=self, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
-        )
+        return build_model(self.run, config=self, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
 
 
 def apertus_config(run: RunConfig) -> ApertusConfig:

@@ -21,6 +21,17 @@ from torch import Tensor
 from apertus_nemo.errors import InputError
 
 
+def _not_above(values: Tensor, x: Tensor, bound: float) -> Tensor:
+    """values where x <= bound, else 0; exact. On the CPU many times faster than torch.where and a mask."""
+    return values - torch.ops.aten.threshold_backward(values, x, bound)
+
+
+def _slopes(alpha_p: Tensor, alpha_n: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """(a_p, a_n), float32."""
+    softplus = torch.nn.functional.softplus
+    return softplus(alpha_p.float()), beta + softplus(alpha_n.float())
+
+
 class _XIELU(torch.autograd.Function):
     """Value and derivative written out, float32 inside; the input is all that is kept."""
 
@@ -31,38 +42,34 @@ class _XIELU(torch.autograd.Function):
         ctx.save_for_backward(x, alpha_p, alpha_n)
         ctx.beta, ctx.eps, ctx.group = beta, eps, group
         wide = x.float()
-        slope_p = torch.nn.functional.softplus(alpha_p.float())
-        slope_n = beta + torch.nn.functional.softplus(alpha_n.float())
-        negative = wide.clamp(max=eps).expm1_().sub_(wide).mul_(slope_n)
-        positive = (wide * slope_p).mul_(wide)
-        return torch.where(wide > 0, positive, negative).add_(wide, alpha=beta).to(x.dtype)
+        slope_p, slope_n = _slopes(alpha_p, alpha_n, beta)
+        result = _not_above(wide.clamp(max=eps).expm1_().sub_(wide), wide, 0.0).mul_(slope_n)
+        positive = wide.clamp(min=0.0)
+        result.add_(positive.mul_(positive).mul_(slope_p))
+        return result.add_(wide, alpha=beta).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, alpha_p, alpha_n = ctx.saved_tensors
         wide, wide_grad = x.float(), grad.float()
-        slope_p = torch.nn.functional.softplus(alpha_p.float())
-        slope_n = ctx.beta + torch.nn.functional.softplus(alpha_n.float())
-        positive = wide.clamp(min=0)
-        curve = wide.clamp(max=ctx.eps).expm1_()  # of x <= 0 only; for x > 0 masked below
+        slope_p, slope_n = _slopes(alpha_p, alpha_n, ctx.beta)
+        curve = wide.clamp(max=ctx.eps).expm1_()
+        positive = wide.clamp(min=0.0)
+        grad_positive = wide_grad * positive
+        grad_negative = _not_above(wide_grad, wide, 0.0)
 
-        # sums over the ffn slice of this rank; over all slices below
-        weighted = wide_grad * positive
-        sum_p = (weighted * positive).sum()
-        below = wide <= 0
-        sum_n = ((curve - wide) * wide_grad).mul_(below).sum()
-
-        # x <= 0: a_n (exp(x) [x < eps] - 1) + beta; with exp(x) - 1 = expm1(x), and -1 alone above eps
-        inner = torch.where(wide < ctx.eps, curve, -1.0).mul_(slope_n)
-        outer = positive.mul_(2.0 * slope_p)
-        grad_x = torch.where(below, inner, outer).add_(ctx.beta).mul_(wide_grad)
-
-        sums = torch.stack((sum_p, sum_n))
+        # derivatives by a_p and a_n: sums over this rank's slice of ffn, then over all slices
+        sums = torch.stack((positive.mul_(grad_positive).sum(), (curve - wide).mul_(grad_negative).sum()))
         if ctx.group is not None and ctx.group.size() > 1:
             torch.distributed.all_reduce(sums, group=ctx.group)
+
+        # by x: 2 a_p x + beta, or a_n (exp(x) - 1) + beta, where exp(x) is 0 in its stead for eps < x <= 0
+        slope = _not_above(curve.add_(1.0), wide, ctx.eps).sub_(1.0).mul_(slope_n).mul_(grad_negative)
+        slope.add_(grad_positive.mul_(2.0 * slope_p)).add_(wide_grad, alpha=ctx.beta)
+
         grad_p = sums[0] * torch.sigmoid(alpha_p.float())
         grad_n = sums[1] * torch.sigmoid(alpha_n.float())
-        return grad_x.to(x.dtype), grad_p.to(alpha_p.dtype), grad_n.to(alpha_n.dtype), None, None, None
+        return slope.to(x.dtype), grad_p.to(alpha_p.dtype), grad_n.to(alpha_n.dtype), None, None, None
 
 
 class XIELU(torch.nn.Module):
@@ -83,7 +90,8 @@ class XIELU(torch.nn.Module):
         super().__init__()
         if tensor_parallel_gradient != "as_intended":
             raise InputError(
-                f"model.xielu_tensor_parallel_gradient is {tensor_parallel_gradient!r}: only 'as_intended' exists so far"
+                f"model.xielu_tensor_parallel_gradient is {tensor_parallel_gradient!r}: "
+                "only 'as_intended' exists so far"
             )
         self.beta, self.eps = beta, eps
         self.alpha_p = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
