@@ -111,25 +111,37 @@ count_packages() {
 
 # show_log: the end of what pip said, where that explains a failure.
 show_log() {
+  [ -s "$log" ] || return 0
   say "  pip's last words (all of them are in ${log#"$root"/}):"
   tail -n "${1:-6}" "$log" | sed 's/^/    /'
+}
+
+# explain_torch: one line on why a source of torch failed.
+explain_torch() {
+  local words
+  words=$(tail -n 12 "$log")
+  case "$words" in
+    *Retrying*) say "    not to be reached: $(sed -n 's/.*connection broken by \(.*\): .*/\1/p' <<<"$words" | tail -n 1 | cut -c1-160)" ;;
+    *"No matching distribution found"*) say "    not there" ;;
+    *) show_log ;;
+  esac
 }
 
 install_torch() {
   local lock=$locks/torch-linux-$arch.txt
   say "  torch, CPU build (200 MB): from where this machine's pip is configured to look"
   if pip_install "$lock"; then return; fi
-  show_log 3
+  explain_torch
   if [ "$arch" = x86_64 ]; then
     say "  torch, CPU build (200 MB): from PyTorch's own index of CPU builds, $torch_index"
     if pip_install "$lock" --index-url "$torch_index" --retries 1 --timeout 20; then return; fi
-    show_log 3
+    explain_torch
     if [ "$allow_cuda" = yes ]; then
-      say "  torch, CUDA build with its libraries (about 2.5 GB to download): because of --allow-cuda"
+      say "  torch, CUDA build with its libraries (about 3 GB to download): because of --allow-cuda"
       if pip_install "$locks/torch-cuda-linux-$arch.txt"; then return; fi
       show_log
     else
-      say "  What is left is the CUDA build: about 2.5 GB to download, of which nothing is used here."
+      say "  What is left is the CUDA build: about 3 GB to download and 7 GB on disk, of which no GPU code is used here."
       fail 3 "no CPU build of torch could be had: let pip find the wheel (PIP_FIND_LINKS=folder, or an index in" \
         "pip's configuration) and type this again, or add --allow-cuda"
     fi
