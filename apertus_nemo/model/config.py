@@ -3,7 +3,7 @@
     kwargs = transformer_config_kwargs(run)              # plain Megatron, without NeMo
     chunk = build_model(run)                             # GPTModel of this rank, with its initial weights
 
-NeMo's side (`GPTConfig`) is in `nemo_config.py`. Megatron's parallel state must be initialised before a model is built.
+Megatron's parallel state must be initialised before a model is built.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from apertus_nemo.recipe.schema import ModelConfig, RunConfig
 
 
 def transformer_config_kwargs(run: RunConfig) -> dict[str, Any]:
-    """Arguments of Megatron's TransformerConfig (and of NeMo's GPTConfig, a subclass) for a recipe.
+    """Arguments of Megatron's TransformerConfig for a recipe.
 
-    Every setting whose default differs between the two, or would fuse, compile or draw at random, is spelled out.
+    Every setting that would fuse, compile or draw at random is spelled out.
     Raises InputError or UnfitEnvironment for a layer specification that cannot be built here.
     """
     model, parallel = run.model, run.parallel
@@ -132,7 +132,7 @@ def build_model(
 ) -> GPTModel:
     """This rank's model chunk with its initial weights: the same bits at every sharding.
 
-    `config` is a TransformerConfig to use instead of one made here (NeMo's). `pre_process` and `post_process` say
+    `config` is a TransformerConfig to use instead of one made here. `pre_process` and `post_process` say
     whether the chunk has the embedding and the output layer; left out, they follow from the pipeline stage.
     Under `torch.device("meta")` the model has shapes only. In bf16 the parameters are bf16.
     """
