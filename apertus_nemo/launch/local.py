@@ -1,6 +1,6 @@
 """Starts the ranks of a run as processes on this machine, shows how they do, and leaves none behind.
 
-    summary = train(resolved, run_directory=Path("runs/tiny-1"), cache=Path("~/.cache/apertus-nemo").expanduser())
+    summary = train(resolved, Path("runs/tiny-1"), cache=Path("~/.cache/apertus-nemo").expanduser())
 
 The ranks get an environment of their own, made here from an allow-list and the recipe: the shell's environment
 is not a hidden input. They meet through a file; each writes its output to `attempts/<n>/rank-<r>.log`;
@@ -27,6 +27,10 @@ from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
 from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.data import manifest
+from apertus_nemo.recipe.check import check
+from apertus_nemo.recipe.compose import ResolvedRecipe
+from apertus_nemo.record.lock import build_lock
 from apertus_nemo.record.run_dir import RunDirectory
 
 _GRACE_S = 5.0
@@ -43,12 +47,58 @@ class Summary:
     seconds: float
 
 
+def default_cache(environment: Mapping[str, str]) -> Path:
+    """`apertus-nemo` below XDG_CACHE_HOME, or below ~/.cache."""
+    base = environment.get("XDG_CACHE_HOME")
+    home = Path(environment.get("HOME") or "~").expanduser()
+    return (Path(base) if base else home / ".cache") / "apertus-nemo"
+
+
+def train(resolved: ResolvedRecipe, run_directory: Path, *, cache: Path, display: Display | None = None) -> Summary:
+    """Check the recipe, prepare its data, write the lock, and train in `run_directory`, which must not hold a run.
+
+    Raises InputError, Differs (data that are not what their manifest says) or UnfitEnvironment.
+    """
+    run, display = resolved.config, display or Display()
+    check(run)
+    corpus = _corpus(run, cache, display)
+    found = manifest.load(corpus)
+    manifest.check_against_model(found, run)
+    lock = build_lock(
+        run,
+        overrides=list(resolved.overrides),
+        environment=rank_environment(run, os.environ),
+        data_manifest_digest=manifest.digest(found),
+    )
+    directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=_readable(resolved))
+    display.phase("starting NeMo")
+    return run_ranks(run, directory, attempt=directory.new_attempt(), corpus=corpus, cache=cache, display=display)
+
+
+def _readable(resolved: ResolvedRecipe) -> str:
+    import yaml
+
+    return "# For reading; lock.json decides.\n" + yaml.safe_dump(resolved.tree, sort_keys=False)
+
+
+def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
+    """The folder of the run's data; the embedded one is built in a process of its own the first time."""
+    if run.data.source == "built":
+        assert run.data.path is not None  # `check` has seen to it
+        return Path(run.data.path).expanduser().resolve()
+    from apertus_nemo.data.corpus import embedded
+
+    def progress(what: str, size: int | None) -> None:
+        display.phase(f"preparing the text that comes with Python: {what}")
+
+    return embedded(cache / "corpus", run.data.tokenizer_vocab_size, progress=progress)
+
+
 class _Ranks:
     """The processes of one attempt; killed with their process groups on the way out."""
 
-    def __init__(self, run: RunConfig, directory: RunDirectory, attempt: int, corpus: Path) -> None:
+    def __init__(self, run: RunConfig, directory: RunDirectory, attempt: int, corpus: Path, cache: Path) -> None:
         folder = directory.attempt(attempt)
-        folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"rank-{rank}.log" for rank in range(run.world_size)]
         rendezvous = folder / "rendezvous"
         rendezvous.unlink(missing_ok=True)
@@ -62,6 +112,7 @@ class _Ranks:
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(run.world_size),
                 "APERTUS_CORPUS": str(corpus),
+                "APERTUS_INDEX_CACHE": str(cache / "index"),
                 "APERTUS_RENDEZVOUS": str(rendezvous),
                 "APERTUS_PROGRESS_FD": str(writing),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
@@ -71,7 +122,7 @@ class _Ranks:
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "apertus_nemo.training.worker", str(directory.path), str(attempt)],
+                        [sys.executable, "-m", "apertus_nemo.training.worker", str(directory.path.resolve()), str(attempt)],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=output,
@@ -111,12 +162,14 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
     path.write_text(json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
 
 
-def run_ranks(run: RunConfig, directory: RunDirectory, *, attempt: int, corpus: Path, display: Display) -> Summary:
+def run_ranks(
+    run: RunConfig, directory: RunDirectory, *, attempt: int, corpus: Path, cache: Path, display: Display
+) -> Summary:
     """Start all ranks, follow them to the end, and raise what ended them otherwise."""
     started = time.monotonic()
     last: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
-    with _Ranks(run, directory, attempt, corpus) as ranks, selectors.DefaultSelector() as selector:
+    with _Ranks(run, directory, attempt, corpus, cache) as ranks, selectors.DefaultSelector() as selector:
         selector.register(ranks.reading, selectors.EVENT_READ)
         pending, open_pipe, deadline = b"", True, None
         while True:

@@ -175,8 +175,8 @@ def alias_cuda(*, ranks: int = 1) -> None:
         "get_device_name": lambda *_: "cpu",
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-        "manual_seed": lambda seed: torch.manual_seed(seed),
-        "manual_seed_all": lambda seed: torch.manual_seed(seed),
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+        "manual_seed_all": _nothing,  # torch.manual_seed calls it, and has seeded the CPU's generator itself
         "FloatTensor": torch.FloatTensor,
         "HalfTensor": torch.HalfTensor,
         "BFloat16Tensor": torch.BFloat16Tensor,
@@ -203,7 +203,7 @@ def _alias_megatron_random() -> None:
 
     _replace(megatron_random, "_get_cuda_rng_state", get_state)
     _replace(megatron_random, "_set_cuda_rng_state", set_state)
-    megatron_random.logger.addFilter(_Quiet())
+    logging.getLogger(megatron_random.__name__).addFilter(_Quiet())
 
 
 def restore() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
-from apertus_nemo.model.config import apertus_config, build_model
-from apertus_nemo.model.init import initialise
+from apertus_nemo.model.config import build_model, transformer_config_kwargs
 from apertus_nemo.optim.module import ApertusOptimizerModule
 from apertus_nemo.recipe.schema import RunConfig
 
@@ -29,10 +29,10 @@ class ApertusModule(pl.LightningModule):
     def __init__(self, run: RunConfig) -> None:
         super().__init__()
         self.run_config = run
-        self.config = apertus_config(run)
+        self.config = TransformerConfig(**transformer_config_kwargs(run))
         self.optim = ApertusOptimizerModule(run)
         self.optim.connect(self)
-        self.training_loss_reduction = MaskedTokenLossReduction()
+        self._loss_reduction = MaskedTokenLossReduction()
         self.values: dict[str, Any] = {}
         self.sample_digests: list[bytes] = []
 
@@ -40,8 +40,7 @@ class ApertusModule(pl.LightningModule):
         """Build this rank's part of the model and fill it from (seed, published name)."""
         if hasattr(self, "module"):
             return
-        self.module = build_model(self.config, self.run_config, vp_stage=vp_stage)
-        initialise(self.module, self.run_config, vp_stage=vp_stage)
+        self.module = build_model(self.run_config, config=self.config, vp_stage=vp_stage)
 
     def forward(self, **arguments: Any) -> torch.Tensor:
         """Per-token loss [batch, sequence] on the last pipeline stage, hidden states before it."""
@@ -69,6 +68,11 @@ class ApertusModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int | None = None) -> torch.Tensor:
         """The forward pass of the last pipeline stage; Megatron computes the loss in it."""
         return self.forward_step(batch)
+
+    @property
+    def training_loss_reduction(self) -> MaskedTokenLossReduction:
+        """Sum of the unmasked losses over their number, in each micro-batch; logged over the whole batch."""
+        return self._loss_reduction
 
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
         """Keep what NeMo's strategy reports of the step; our own callback writes it to the record."""

@@ -19,13 +19,13 @@ from apertus_nemo.optim.module import apply_schedule
 from apertus_nemo.optim.schedule import learning_rate
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.record.canonical import hex_float
+from apertus_nemo.record.files import write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
-from apertus_nemo.record.step_log import StepLogWriter
+from apertus_nemo.record.step_log import StepLogWriter, StepRecord
 from apertus_nemo.training.checkpoint import save_checkpoint
 from apertus_nemo.training.module import ApertusModule
 from apertus_nemo.training.progress import Progress
-from apertus_nemo.training.state import state_tensors, write_state
+from apertus_nemo.training.state import state_digest
 
 
 class Recorder(pl.Callback):
@@ -42,7 +42,6 @@ class Recorder(pl.Callback):
         self._log = log
         self._progress = progress
         self._tokens, self._started = 0, 0.0
-        self.state_digests: dict[int, str] = {}
 
     @property
     def last_step(self) -> int:
@@ -56,7 +55,7 @@ class Recorder(pl.Callback):
         if step == 0:
             digest = self._state_digest(trainer, 0)
             if self._log is not None:
-                self._log.append({"step": 0, "state_digest": digest})
+                self._log.append(StepRecord(step=0, state_digest=digest))
         self._progress.send("phase", text="first step")
         self._started = time.perf_counter()
 
@@ -66,7 +65,7 @@ class Recorder(pl.Callback):
         pl_module.values.clear()
         pl_module.sample_digests.clear()
         for optimizer in trainer.optimizers:
-            apply_schedule(optimizer, self._run, step=step, consumed_samples=self._plan.batch_at(step)[0])
+            apply_schedule(optimizer, self._run, step, self._plan.batch_at(step)[0])
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ApertusModule, *_: Any) -> None:
         """Log the step; digest and save where due."""
@@ -87,19 +86,19 @@ class Recorder(pl.Callback):
                     f"step {step}: loss is {loss}, gradient norm is {grad_norm}: "
                     f"lower optim.lr, or check the data of samples {first} to {first + size - 1}"
                 )
-            record: dict[str, Any] = {
-                "step": step,
-                "consumed_samples": first + size,
-                "consumed_tokens": (first + size) * self._run.data.seq_length,
-                "global_batch_size": size,
-                "loss": hex_float(loss),
-                "grad_norm": hex_float(grad_norm),
-                "learning_rate": hex_float(rate),
-                "batch_digest": batch,
-            }
-            if digest is not None:
-                record["state_digest"] = digest
-            self._log.append(record)
+            self._log.append(
+                StepRecord(
+                    step=step,
+                    consumed_samples=first + size,
+                    consumed_tokens=(first + size) * self._run.data.seq_length,
+                    global_batch_size=size,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    learning_rate=rate,
+                    batch_digest=batch,
+                    state_digest=digest,
+                )
+            )
         self._tokens += size * self._run.data.seq_length
         self._progress.send(
             "step",
@@ -118,10 +117,10 @@ class Recorder(pl.Callback):
             save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step)
 
     def _state_digest(self, trainer: pl.Trainer, step: int) -> str:
-        tensors = state_tensors(trainer, self._run)
-        digest = write_state(self._directory, step, tensors, write=self._log is not None)
-        self.state_digests[step] = digest
-        return digest
+        state = state_digest(trainer, self._run, step)
+        if self._log is not None:
+            write_atomic(self._directory.state(step), state.to_bytes())
+        return state.digest
 
 
 def _batch_digest(samples: list[bytes], run: RunConfig) -> str:

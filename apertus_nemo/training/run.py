@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,8 +11,12 @@ import torch
 
 from apertus_nemo.data.manifest import verify
 from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.record.lock import RunLock, lock_digest
+from apertus_nemo.recipe.typed import from_tree
+from apertus_nemo.record.canonical import dumps, sha256_hex
+from apertus_nemo.record.files import write_atomic
+from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
 from apertus_nemo.training.observe import observe
@@ -19,58 +24,73 @@ from apertus_nemo.training.progress import Progress
 from apertus_nemo.training.recorder import Recorder
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is, and what it reads; nothing of it changes a number."""
+
+    rank: int
+    local_rank: int
+    attempt: int
+    corpus: Path  # a built corpus
+    cache: Path  # of the sample index; seen by all ranks
+    rendezvous: Path | None = None  # file through which the ranks meet; None: MASTER_ADDR and MASTER_PORT
+
+
 def train_rank(folder: Path, *, attempt: int, environment: Mapping[str, str], progress: Progress) -> None:
     """Train as the rank that `environment` names, in the run directory `folder`."""
-    directory = RunDirectory(folder)
-    lock = RunLock.load(directory.lock_path)
-    rank, local_rank = int(environment["RANK"]), int(environment["LOCAL_RANK"])
-    corpus = Path(environment["APERTUS_CORPUS"])
+    directory = RunDirectory.open(folder)
+    lock = RunLock.from_bytes(directory.lock.read_bytes(), what=str(directory.lock))
+    run = from_tree(lock.tree["config"])
     rendezvous = environment.get("APERTUS_RENDEZVOUS")
-    if rank == 0:
-        verify(corpus)
-        progress.send("phase", text="building the model")
-    train(
-        lock.run_config(),
-        directory,
-        lock=lock,
+    place = Place(
+        rank=int(environment["RANK"]),
+        local_rank=int(environment["LOCAL_RANK"]),
         attempt=attempt,
-        rank=rank,
-        local_rank=local_rank,
-        corpus=corpus,
+        corpus=Path(environment["APERTUS_CORPUS"]),
+        cache=Path(environment["APERTUS_INDEX_CACHE"]),
         rendezvous=None if rendezvous is None else Path(rendezvous),
-        progress=progress if rank == 0 else Progress(None),
     )
+    if place.rank == 0:
+        verify(place.corpus)
+    progress.send("phase", text="building model and data")
+    prepare_process(run)
+    train(run, directory, lock_digest=lock.digest, place=place, progress=progress)
 
 
 def train(
     run: RunConfig,
     directory: RunDirectory,
     *,
-    lock: RunLock,
-    attempt: int,
-    rank: int,
-    local_rank: int,
-    corpus: Path,
-    rendezvous: Path | None,
+    lock_digest: str,
+    place: Place,
     progress: Progress,
     checkpoint: Path | None = None,
-    callbacks: tuple[pl.Callback, ...] = (),
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
-    """Train to the end; collective over the ranks of the run."""
-    prepare_process(run)
+    """Train to the end, from `checkpoint` if one is given; collective over the ranks of the run.
+
+    `prepare_process(run)` must have run. Rank 0 writes the record.
+    """
     log = None
-    if rank == 0:
-        observed = observe(run)
-        directory.write_observed(observed)
-        log = StepLogWriter.open(directory.steps, lock_digest=lock_digest(lock), observation=observed)
-    recorder = Recorder(run, directory, attempt=attempt, log=log, progress=progress)
-    model = DataModel(run, corpus, corpus / "index-cache")
-    trainer = build_trainer(
-        run, rank=rank, local_rank=local_rank, rendezvous=rendezvous, callbacks=[recorder, *callbacks]
+    if place.rank == 0:
+        observed = dumps(observe(run))
+        write_atomic(directory.observed, observed)
+        header = StepLogHeader(
+            lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed)
+        )
+        log = StepLogWriter.open(directory.steps, header)
+    recorder = Recorder(
+        run, directory, attempt=place.attempt, log=log, progress=progress if log is not None else Progress(None)
     )
-    trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
+    trainer = build_trainer(
+        run,
+        rank=place.rank,
+        local_rank=place.local_rank,
+        rendezvous=place.rendezvous,
+        callbacks=[recorder, *callbacks],
+    )
+    trainer.fit(DataModel(run, place.corpus, place.cache), ckpt_path=None if checkpoint is None else str(checkpoint))
     if log is not None:
-        log.sync()
         log.close()
     torch.distributed.barrier()
     return trainer

@@ -16,6 +16,15 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 
 
+class PlanStep(MegatronStep):
+    """NeMo's MegatronStep without distillation, whose shapes upstream asks ModelOpt for in every step."""
+
+    @property
+    def adjust_tensor_shapes_fn(self) -> None:
+        """Messages between pipeline stages have the shapes that Megatron computes."""
+        return None
+
+
 class PlanSampler(DataSampler):
     """A NeMo DataSampler whose geometry is the run's BatchPlan."""
 
@@ -37,9 +46,10 @@ class PlanSampler(DataSampler):
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         """Megatron's callback: the shape of the step that begins."""
-        return dataclasses.replace(
-            step,
+        given = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+        given.update(
             seq_length=self._run.data.seq_length,
             micro_batch_size=self._run.trainer.micro_batch_size,
             num_microbatches=self.num_microbatches(self.trainer.global_step + 1),
         )
+        return PlanStep(**given)
