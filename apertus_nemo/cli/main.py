@@ -1,0 +1,114 @@
+"""The command `apertus-nemo`: finds the verb, runs it, and turns errors into exit codes.
+
+A verb is a module of this package with `main(arguments) -> int`, imported only when it is called: the help must be
+there at once. Exit codes: 0 done, 1 the verdict is "different", 2 the user's input is wrong, 3 the environment cannot
+do it, 4 our own fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# verb -> (module, one line of help)
+VERBS = {
+    "train": ("apertus_nemo.cli.train", "train a recipe on this machine"),
+    "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
+    "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
+    "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
+}
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+OUR_FAULT = 4
+
+
+def usage() -> str:
+    """The help of the command itself."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items())
+    return f"""usage: apertus-nemo VERB ...
+
+Trains Apertus language models so that any run can be repeated bit for bit.
+
+verbs:
+{verbs}
+
+`apertus-nemo VERB --help` explains a verb. `apertus-nemo train` without anything else trains a small
+model on the text that comes with Python.
+
+options:
+  --help     print this
+  --version  print the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be text
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader went away (`| head`); what Python still wants to flush has no one to go to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except Exception as error:
+        return _report(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stderr.write(usage())
+        return 2
+    verb, *rest = arguments
+    if verb in ("--help", "-h", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if verb == "--version":
+        from apertus_nemo import __version__
+
+        print(f"apertus-nemo {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise _unknown(verb)
+    from importlib import import_module
+
+    code: int = import_module(VERBS[verb][0]).main(rest)
+    return code
+
+
+def _unknown(verb: str) -> Exception:
+    from difflib import get_close_matches
+
+    from apertus_nemo.errors import InputError
+
+    near = get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+    return InputError(f"{verb!r} is not a verb; {hint}")
+
+
+def _report(error: Exception) -> int:
+    from apertus_nemo.errors import ApertusError
+
+    if isinstance(error, ApertusError) and error.exit_code != OUR_FAULT:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"apertus-nemo: {line}", file=sys.stderr)
+        return error.exit_code
+    import traceback
+
+    traceback.print_exception(error)
+    print("apertus-nemo: this is a fault of apertus-nemo itself; please report the lines above", file=sys.stderr)
+    return OUR_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

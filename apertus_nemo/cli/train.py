@@ -1,0 +1,98 @@
+"""`apertus-nemo train`: compose a recipe, check it, and train it on this machine; see docs/train.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from apertus_nemo.cli.arguments import recipe_parser
+from apertus_nemo.errors import InputError
+from apertus_nemo.recipe import overrides as grammar
+from apertus_nemo.recipe.check import check
+from apertus_nemo.recipe.compose import ResolvedRecipe, compose, parse_multirun
+
+EPILOG = """\
+  optim.lr=1e-3,2e-3  with --multirun: one run for each value (also range(), choice(), glob())
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb; 0 when done. Everything is composed and checked before the first run starts."""
+    parser = recipe_parser("train", "Train a recipe on this machine.", EPILOG)
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/NAME-N)")
+    parser.add_argument("--multirun", "-m", action="store_true", help="expand sweeps; each member is a run of its own")
+    parser.add_argument("--json", action="store_true", help="report as JSON lines, for machines")
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
+    options = parser.parse_intermixed_args(arguments)
+    members = _members(options.overrides, options.multirun, options.recipes)
+    resolved = [_checked(member, options.recipes, len(members)) for member in members]
+    for number, member in enumerate(resolved):
+        if len(resolved) > 1 and not options.quiet:
+            print(f"run {number + 1} of {len(resolved)}: {' '.join(member.overrides)}", file=sys.stderr, flush=True)
+        run_dir = _run_dir(options.run_dir, member, number if len(resolved) > 1 else None)
+        _train(member, run_dir, as_json=options.json, quiet=options.quiet)
+    return 0
+
+
+def _members(overrides: list[str], multirun: bool, recipe_dirs: list[Path]) -> list[tuple[str, ...]]:
+    if not multirun and not grammar.wants_multirun(grammar.parse(overrides)):
+        return [tuple(overrides)]
+    return parse_multirun(overrides, recipe_dirs=recipe_dirs)
+
+
+def _checked(overrides: tuple[str, ...], recipe_dirs: list[Path], members: int) -> ResolvedRecipe:
+    try:
+        resolved = compose(overrides=overrides, recipe_dirs=recipe_dirs)
+        check(resolved.config)
+    except InputError as error:
+        if members == 1:
+            raise
+        raise InputError(f"the member {' '.join(overrides)} of the sweep cannot run:\n{error}") from None
+    return resolved
+
+
+def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -> Path:
+    """A folder of the run's own; a default one is made here, so that no other process takes its name."""
+    if given is not None:
+        return given if number is None else given / f"{number:03d}"
+    parent = Path("runs")
+    count = 1
+    while True:
+        folder = parent / f"{resolved.config.name}-{count}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            count += 1
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where what can be made again is kept, by the XDG base directory specification."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "apertus-nemo"
+
+
+def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quiet: bool) -> None:
+    from apertus_nemo.launch.local import train
+    from apertus_nemo.launch.show import Display
+
+    try:
+        summary = train(
+            resolved, run_directory, cache=cache_folder(os.environ), display=Display(quiet=quiet, as_json=as_json)
+        )
+    except BaseException:
+        try:
+            run_directory.rmdir()  # only where nothing was written yet
+        except OSError:
+            pass
+        raise
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary), sort_keys=True), flush=True)
+    else:
+        print(f"{summary.steps} steps, last loss {summary.loss:.4f}, in {summary.run_directory}", flush=True)

@@ -1,0 +1,40 @@
+"""Where each value of a composed recipe came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from apertus_nemo.recipe.overrides import flatten
+
+
+def trace(loaded: Iterable[tuple[str, Any]], overrides: Sequence[Override]) -> dict[str, str]:
+    """Dotted key -> file or override that set it last.
+
+    `loaded` is what Hydra merged, in order; `overrides` those that set values (not those that choose files).
+    A file that leaves a value open ("???") does not count as its origin, as it does not in the merge.
+    """
+    origins: dict[str, str] = {}
+    for label, config in loaded:
+        for key, value in flatten(OmegaConf.to_container(config, resolve=False)):
+            if value != "???":
+                _set(origins, key, label)
+    for override in overrides:
+        label = f"override {override.input_line}"
+        if override.is_delete():
+            for key in [k for k in origins if k == override.key_or_group or k.startswith(override.key_or_group + ".")]:
+                del origins[key]
+            continue
+        for key, _ in flatten(override.value(), override.key_or_group):
+            _set(origins, key, label)
+    return origins
+
+
+def _set(origins: dict[str, str], key: str, label: str) -> None:
+    """A value replaces what stood above and below it."""
+    for other in [k for k in origins if k.startswith(key + ".") or key.startswith(k + ".")]:
+        del origins[other]
+    origins[key] = label
