@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +66,8 @@ def source(package: Path | None = None) -> dict[str, Any]:
     try:
         commit, tree = _git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        reason = unknown(f"git did not answer ({type(error).__name__})")
+    except (OSError, ValueError) as error:
+        reason = unknown(str(error))
         return {"commit": reason, "dirty": reason, "tree": reason, **result}
     return {"commit": commit, "dirty": bool(changed.strip()), "tree": tree, **result}
 
@@ -85,20 +84,29 @@ def _files_digest(folder: Path) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Output of git, read only: no lock is taken, no hook and no file-system monitor is started."""
-    return subprocess.run(
-        ["git", "-c", "core.fsmonitor=false", *arguments],
-        cwd=root,
-        env={
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": os.environ.get("HOME", os.devnull),
-            "GIT_OPTIONAL_LOCKS": "0",
-            "LC_ALL": "C",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        check=True,
-        timeout=_GIT_LIMIT_S,
-        text=True,
-    ).stdout
+    """Output of git, read only: no lock is taken, no file-system monitor is started. Raises OSError with the reason."""
+    import subprocess
+
+    try:
+        return subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", *arguments],
+            cwd=root,
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": os.environ.get("HOME", os.devnull),
+                "GIT_OPTIONAL_LOCKS": "0",
+                "LC_ALL": "C",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            check=True,
+            timeout=_GIT_LIMIT_S,
+            text=True,
+        ).stdout
+    except FileNotFoundError as error:
+        raise OSError("git is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"git took longer than {_GIT_LIMIT_S:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        raise OSError("git does not take it for a checkout of this user") from error

@@ -1,0 +1,31 @@
+"""`apertus-nemo compare A B`; see docs/compare.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 identical, 1 different. A broken record leaves as InputError, wrong usage as SystemExit(2)."""
+    options = _parser().parse_args(arguments)
+    from apertus_nemo.audit.compare import compare
+    from apertus_nemo.audit.report import text, tree
+
+    result = compare(options.a, options.b)
+    print(json.dumps(tree(result), indent=2, sort_keys=True) if options.json else text(result))
+    return result.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo compare",
+        description="Compare the records of two runs: identical, or the first differing step, value and tensor.",
+        epilog="Exit code: 0 identical, 1 different, 2 not a run directory or a broken record.",
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="run directory")
+    parser.add_argument("b", type=Path, metavar="B", help="run directory")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
