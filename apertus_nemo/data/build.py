@@ -24,11 +24,11 @@ from apertus_nemo.data import tokenizer as tokenizers
 from apertus_nemo.data.manifest import FileEntry, InputEntry, Manifest
 from apertus_nemo.data.sources import Reader, Source
 from apertus_nemo.data.tokenizer import CorpusTokenizer
-from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.errors import InputError
+from apertus_nemo.record.files import sync_folder, writing
 
 Progress = Callable[[str, int], None]  # (what is done, input bytes of this pass read so far)
 _BATCH_CHARACTERS = 1 << 20  # text handed to the tokenizer at once
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def build(
@@ -65,43 +65,38 @@ def build(
     _check_output(output, force)
     if train_bpe is not None:
         tokenizers.check_vocab_size(train_bpe)
-    try:
-        with _made_beside(output) as folder:
-            first = [Reader(source, text_key=text_key) for source in sources]
-            second = first
-            if train_bpe is not None:
-                documents = _documents(first, "training the tokenizer", progress)
-                chosen = _train(documents, train_bpe, special_tokens)
-                second = [Reader(source, text_key=text_key) for source in sources]
-            else:
-                assert tokenizer is not None
-                chosen = tokenizers.read(tokenizer, special_tokens=special_tokens, bos=bos, eos=eos)
-            documents = _documents(second, "tokenizing", progress)
-            count, tokens, dtype = _write_indexed(documents, chosen, folder / manifests.PREFIX)
-            for before, after in zip(first, second, strict=True):
-                if before.sha256 != after.sha256:
-                    raise InputError(f"{before.source.label} changed while it was read: build again")
-            _write_tokenizer(folder / manifests.TOKENIZER, chosen)
-            manifest = Manifest(
-                files=_entries(folder),
-                tokenizer=chosen.info,
-                documents=count,
-                empty_documents=sum(reader.empty_documents for reader in second),
-                tokens=tokens,
-                dtype=dtype,
-                inputs=tuple(InputEntry(r.source.name, r.source.format, r.size_bytes, r.sha256) for r in second),
-                text_key=text_key,
-                special_tokens=special_tokens,
-                built_with=versions(),
-            )
-            (folder / manifests.MANIFEST).write_bytes(manifests.canonical(manifest))
-            (folder / manifests.MANIFEST_SUM).write_bytes(manifests.sum_line(manifest))
-            _sync(folder)
-            _put_in_place(folder, output, force)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise UnfitEnvironment(f"{error.filename or output}: cannot be written: {error.strerror}") from None
+    with writing(output), _made_beside(output) as folder:
+        first = [Reader(source, text_key=text_key) for source in sources]
+        second = first
+        if train_bpe is not None:
+            documents = _documents(first, "training the tokenizer", progress)
+            chosen = _train(documents, train_bpe, special_tokens)
+            second = [Reader(source, text_key=text_key) for source in sources]
+        else:
+            assert tokenizer is not None
+            chosen = tokenizers.read(tokenizer, special_tokens=special_tokens, bos=bos, eos=eos)
+        documents = _documents(second, "tokenizing", progress)
+        count, tokens, dtype = _write_indexed(documents, chosen, folder / manifests.PREFIX)
+        for before, after in zip(first, second, strict=True):
+            if before.sha256 != after.sha256:
+                raise InputError(f"{before.source.label} changed while it was read: build again")
+        _write_tokenizer(folder / manifests.TOKENIZER, chosen)
+        manifest = Manifest(
+            files=_entries(folder),
+            tokenizer=chosen.info,
+            documents=count,
+            empty_documents=sum(reader.empty_documents for reader in second),
+            tokens=tokens,
+            dtype=dtype,
+            inputs=tuple(InputEntry(r.source.name, r.source.format, r.size_bytes, r.sha256) for r in second),
+            text_key=text_key,
+            special_tokens=special_tokens,
+            built_with=versions(),
+        )
+        (folder / manifests.MANIFEST).write_bytes(manifests.canonical(manifest))
+        (folder / manifests.MANIFEST_SUM).write_bytes(manifests.sum_line(manifest))
+        sync_tree(folder)
+        _put_in_place(folder, output, force)
     return manifest
 
 
@@ -225,14 +220,15 @@ def _entries(folder: Path) -> tuple[FileEntry, ...]:
     return tuple(FileEntry(name, *manifests.hash_file(folder / name)) for name in names)
 
 
-def _sync(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     """Files and folders onto the disk."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)
 
 
 def _put_in_place(folder: Path, output: Path, force: bool) -> None:
@@ -251,8 +247,4 @@ def _put_in_place(folder: Path, output: Path, force: bool) -> None:
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-    descriptor = os.open(output.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(output.parent)

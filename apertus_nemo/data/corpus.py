@@ -22,7 +22,8 @@ from pathlib import Path
 from apertus_nemo.data import build as builder
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.data.sources import Source
-from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
+from apertus_nemo.record.files import writing
 
 BUILDER_VERSION = 1  # raise it when the same inputs give other bytes
 MAXIMUM_BYTES = 10_000_000  # files in order of name are taken up to this sum
@@ -90,10 +91,8 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"embedded-{key}"
     if not folder.exists():
-        try:
+        with writing(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnfitEnvironment(f"{error.filename}: cannot be made: {error.strerror}") from None
         sources = [
             Source(name, name, "text", lambda data=data: io.BytesIO(data), len(data))  # type: ignore[misc]
             for name, data in documents
@@ -105,7 +104,10 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
                 except InputError:
                     if not folder.exists():  # where locks do not work, another process may have been first
                         raise
-    manifests.verify(folder)
+    try:
+        manifests.verify(folder)
+    except Differs as difference:
+        raise Differs(f"{difference}; remove {folder} to have it built again") from None
     return folder
 
 
@@ -122,10 +124,8 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
     """Hold a file's lock; where the file system has none, go on: building twice is waste, not harm."""
     import fcntl
 
-    try:
+    with writing(path):
         stream = path.open("w")
-    except OSError as error:
-        raise UnfitEnvironment(f"{path}: cannot be written: {error.strerror}") from None
     with stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)

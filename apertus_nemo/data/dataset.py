@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data.build import sync_tree
 from apertus_nemo.data.goldfish import kept
 from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.record.files import writing
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +113,8 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
     folder = cache / f"index-{key}"
     rank, barrier = _distributed()
     if rank == 0 and not _index_is_good(folder):
-        try:
+        with writing(cache):
             _make_index(folder, open_index)
-        except OSError as error:
-            raise UnfitEnvironment(f"{error.filename or cache}: cannot be written: {error.strerror}") from None
     barrier()
     if not folder.is_dir():
         raise UnfitEnvironment(
@@ -177,12 +176,7 @@ def _make_index(folder: Path, open_index: Any) -> None:
         names = sorted(path.name for path in made.iterdir())
         lines = [f"{manifests.hash_file(made / name)[1]}  {name}\n" for name in names]
         (made / _SUMS).write_text("".join(lines))
-        for path in (*made.iterdir(), made):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        sync_tree(made)
         if folder.exists():  # a damaged one
             shutil.rmtree(folder)
         try:

@@ -55,6 +55,8 @@ def without_credentials(path: str) -> str:
             link = re.sub(r"[?#].*", "", link, flags=re.DOTALL)
             scheme, slashes, rest = link.partition("://")
             if slashes:
+                # A secret with "/" in it is no valid URL, yet people write it.
+                rest = re.sub(r"^[^/@:]*:(?!\d+/)[^@]*@", "", rest)
                 host, slash, tail = rest.partition("/")
                 link = scheme + slashes + host.rpartition("@")[2] + slash + tail
         links.append(link)
