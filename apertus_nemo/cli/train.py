@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from apertus_nemo.cli.arguments import recipe_parser
@@ -72,20 +72,13 @@ def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -
             raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
 
 
-def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where what can be made again is kept, by the XDG base directory specification."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "apertus-nemo"
-
-
 def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quiet: bool) -> None:
-    from apertus_nemo.launch.local import train
+    from apertus_nemo.launch.local import default_cache, train
     from apertus_nemo.launch.show import Display
 
+    display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None)
     try:
-        summary = train(
-            resolved, run_directory, cache=cache_folder(os.environ), display=Display(quiet=quiet, as_json=as_json)
-        )
+        summary = train(resolved, run_directory, cache=default_cache(os.environ), display=display)
     except BaseException:
         try:
             run_directory.rmdir()  # only where nothing was written yet
@@ -93,6 +86,6 @@ def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quie
             pass
         raise
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary), sort_keys=True), flush=True)
+        print(json.dumps({"event": "done", **dataclasses.asdict(summary)}), flush=True)
     else:
         print(f"{summary.steps} steps, last loss {summary.loss:.4f}, in {summary.run_directory}", flush=True)

@@ -11,26 +11,27 @@ Hydra nor the clock are read. Errors are InputErrors; whether the values fit eac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from apertus_nemo.errors import InputError
+from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.recipe import overrides as grammar
 from apertus_nemo.recipe import typed
 from apertus_nemo.recipe.overrides import flatten, one_line
 from apertus_nemo.recipe.provenance import trace
 from apertus_nemo.recipe.resolvers import HARMLESS, only_harmless_resolvers
 from apertus_nemo.recipe.schema import RunConfig, to_tree
-from apertus_nemo.recipe.source import GROUPS, PRIMARY, SCHEMA, RecordingLoader, make_loader, options
+from apertus_nemo.recipe.source import GROUPS, PRIMARY, SCHEMA, RecordingLoader, has_option, make_loader, options
 from apertus_nemo.recipe.suggest import nearest
+from apertus_nemo.recipe.values import ALLOWED
 
 DEFAULT_RECIPE = "tiny_pretrain"
 
@@ -60,16 +61,20 @@ def compose(
         lines = [str(o.input_line) for o in parsed if not o.is_hydra_override()]
         if not any(o.key_or_group == "recipe" for o in parsed):
             lines.insert(0, f"recipe={_group_value(recipe, loader)}")
+        composed = None
         try:
             composed = loader.load_configuration(PRIMARY, lines, RunMode.RUN, from_shell=False)
             choices = {k: v for k, v in composed.hydra.runtime.choices.items() if not k.startswith("hydra/")}
-            provenance = trace(loader.loaded, setters)
+            provenance = trace(loader.loaded, setters, _list_above)
             with open_dict(composed):
                 del composed["hydra"]
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
-        except (HydraException, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-            raise InputError(_why_not_composed(error, loader)) from None
-    _restore_deleted(tree, typed.defaults(), "", provenance)
+        except ApertusError:
+            raise
+        except Exception as error:  # Hydra asserts about what stands in a recipe's defaults list
+            circle = "the ${...} of the recipe" if composed else "the defaults lists of the recipes"
+            raise InputError(_why_not_composed(error, loader, circle)) from None
+    _restore_deleted(tree, typed.defaults())
     config = typed.from_tree(tree, where=provenance)
     return ResolvedRecipe(
         recipe=str(choices["recipe"]),
@@ -94,7 +99,7 @@ def available(group: str, *, recipe_dirs: Sequence[Path] = ()) -> list[str]:
 
 def _group_value(recipe: str, loader: RecordingLoader) -> str:
     """A recipe given by an argument, as a word of the grammar."""
-    if recipe not in options(loader, "recipe"):
+    if not has_option(loader, "recipe", recipe):
         raise InputError(_unknown_option("recipe", recipe, loader))
     return recipe
 
@@ -110,6 +115,8 @@ def _setters(parsed: Sequence[Override], loader: RecordingLoader) -> list[Overri
         if override.is_sweep_override():
             raise InputError(f"the override {override.input_line} is a sweep over several values; add --multirun")
         is_group = loader.repository.group_exists(key)
+        if key == "recipe" and (override.is_delete() or not isinstance(override._value, str)):
+            raise InputError(f"the override {override.input_line} is refused: a run has one recipe; write recipe=NAME")
         if is_group and not isinstance(override._value, dict):
             _check_option(override, loader)
             continue
@@ -119,7 +126,9 @@ def _setters(parsed: Sequence[Override], loader: RecordingLoader) -> list[Overri
             faults.append(_unknown_group(key, origin))
             continue
         for leaf, _ in flatten(override._value, key):
-            if leaf not in known and _list_above(leaf) is None:
+            whole = _list_above(leaf)
+            inside = whole is not None and typed.rule_key(leaf) in {whole, *ALLOWED}
+            if leaf not in known and not inside:
                 faults.append(typed.unknown_key(leaf, origin))
     if faults:
         raise InputError("\n".join(faults))
@@ -133,11 +142,16 @@ def _list_above(key: str) -> str | None:
 
 def _check_option(override: Override, loader: RecordingLoader) -> None:
     group, value = override.key_or_group, override._value
-    if not isinstance(value, str) or override.is_delete():
+    if override.is_delete():
         return
-    found = options(loader, group)
-    if value not in found and found and not loader.repository.config_exists(f"{group}/{value}"):
-        raise InputError(_unknown_option(group, value, loader))
+    if not isinstance(value, (str, list)):
+        raise InputError(
+            f"the override {override.input_line} is refused: {group} is a config group; choose one of "
+            f"{', '.join(options(loader, group))}, or set single values as {group}.KEY=VALUE"
+        )
+    for name in [value] if isinstance(value, str) else value:
+        if not has_option(loader, group, str(name)):
+            raise InputError(_unknown_option(group, str(name), loader))
 
 
 def _unknown_option(group: str, value: str, loader: RecordingLoader) -> str:
@@ -151,18 +165,23 @@ def _unknown_group(key: str, origin: str) -> str:
     return f"{key}{origin} is not a config group; the groups are {', '.join(GROUPS)}"
 
 
-def _why_not_composed(error: Exception, loader: RecordingLoader) -> str:
+def _why_not_composed(error: Exception, loader: RecordingLoader, circle: str) -> str:
     """Hydra's error as one line of ours."""
     cause: BaseException = error
     while cause.__cause__ is not None and not str(cause).strip():
         cause = cause.__cause__
-    if isinstance(error, RecursionError) or "RecursionError" in str(cause):
-        return "a value refers to itself: the ${...} of the recipe form a circle"
+    if isinstance(error, RecursionError) or "Recurs" in str(cause):
+        key = getattr(cause, "full_key", None)
+        return f"{key} refers to itself: {circle} form a circle" if key else f"{circle} form a circle"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if name and options(loader, group):
-            return _unknown_option(group, name, loader)
+            asker = re.match(r"In '([^']+)': ", str(error))
+            return (f"{asker[1]}.yaml: " if asker else "") + _unknown_option(group, name, loader)
     text = one_line(str(cause)) or type(cause).__name__
+    twice = re.match(r"Multiple values for ([\w/]+)\. To override", text)
+    if twice:
+        return f"{twice[1]} is chosen already; write {twice[1]}=NAME, without the +, to choose another"
     key = getattr(cause, "full_key", None)
     if "nsupported interpolation type" in text:
         where = f"{key}: " if key else ""
@@ -170,10 +189,10 @@ def _why_not_composed(error: Exception, loader: RecordingLoader) -> str:
     return f"{key}: {text}" if key and key not in text else text
 
 
-def _restore_deleted(tree: Any, defaults: Mapping[str, Any], prefix: str, provenance: dict[str, str]) -> None:
+def _restore_deleted(tree: Any, defaults: Mapping[str, Any]) -> None:
     """`~key` takes away what the recipe says; the schema's default is what is left."""
     for name, default in defaults.items():
         if name not in tree:
             tree[name] = default
         elif isinstance(default, dict) and isinstance(tree[name], dict):
-            _restore_deleted(tree[name], default, f"{prefix}{name}.", provenance)
+            _restore_deleted(tree[name], default)

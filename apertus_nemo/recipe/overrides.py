@@ -52,9 +52,9 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
     for text in overrides:
         try:
             override = parser.parse_overrides([text])[0]
+            _refuse(override)
         except (HydraException, ValueError, RecursionError) as error:
             raise InputError(_why_not_parsed(text, error)) from None
-        _refuse(override)
         parsed.append(override)
     return parsed
 
@@ -73,6 +73,8 @@ def _why_not_parsed(text: str, error: Exception) -> str:
 
 def _refuse(override: Override) -> None:
     key, text = override.key_or_group, override.input_line
+    if not key:
+        raise InputError(f"the override {text} has no key; write KEY=VALUE")
     if key == "hydra" or override.is_hydra_override():
         _refuse_hydra(override)
     for part in key.replace("/", ".").split("."):

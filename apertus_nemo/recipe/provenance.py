@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 from apertus_nemo.recipe.overrides import flatten
 
 
-def trace(loaded: Iterable[tuple[str, Any]], overrides: Sequence[Override]) -> dict[str, str]:
+def trace(
+    loaded: Iterable[tuple[str, Any]], overrides: Sequence[Override], list_above: Callable[[str], str | None]
+) -> dict[str, str]:
     """Dotted key -> file or override that set it last.
 
     `loaded` is what Hydra merged, in order; `overrides` those that set values (not those that choose files).
-    A file that leaves a value open ("???") does not count as its origin, as it does not in the merge.
+    `list_above` names the list that a key reaches into, if any. A file that leaves a value open ("???") does not
+    count as its origin, as it does not in the merge.
     """
     origins: dict[str, str] = {}
     for label, config in loaded:
@@ -29,7 +32,11 @@ def trace(loaded: Iterable[tuple[str, Any]], overrides: Sequence[Override]) -> d
                 del origins[key]
             continue
         for key, _ in flatten(override.value(), override.key_or_group):
-            _set(origins, key, label)
+            whole = list_above(key)  # an override of one item: the list has two origins
+            if whole is None:
+                _set(origins, key, label)
+            else:
+                origins[whole] = f"{origins[whole]}, {label}" if whole in origins else label
     return origins
 
 

@@ -7,7 +7,7 @@ add folders to the search path, and what a recipe means may not depend on that.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,9 @@ class RecipeSource(ConfigSource):
         """The place below the folder, or None where the name would leave it."""
         if "\0" in config_path:
             return None
-        relative = os.path.normpath(config_path or ".")
-        if os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
+        if os.path.isabs(config_path) or ".." in config_path.split("/"):
             return None
-        return Path(self.path) / relative
+        return Path(self.path) / config_path
 
     def load_config(self, config_path: str) -> ConfigResult:
         name = self._normalize_file_name(config_path)
@@ -90,19 +89,31 @@ class RecipeSource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         path = self._path(config_path)
-        return path is not None and path.is_dir()
+        return path is not None and _exists(path.is_dir)
 
     def is_config(self, config_path: str) -> bool:
         name = self._normalize_file_name(config_path)
         path = self._path(name)
-        return path is not None and "/" in name and path.is_file()
+        return path is not None and "/" in name and _exists(path.is_file)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         path = self._path(config_path)
         files: list[str] = []
-        for entry in sorted(path.iterdir()) if path is not None else []:
-            self._list_add_result(files, os.path.join(config_path, entry.name), entry.name, results_filter)
+        try:
+            names = sorted(os.listdir(path)) if path is not None else []
+        except OSError as error:
+            raise InputError(f"{self.provider}/{config_path} cannot be read: {error.strerror}") from None
+        for name in names:
+            self._list_add_result(files, os.path.join(config_path, name), name, results_filter)
         return sorted(set(files))
+
+
+def _exists(test: Callable[[], bool]) -> bool:
+    """A name that the file system refuses (too long, say) is a name that does not exist."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 class RecordingLoader(ConfigLoaderImpl):
@@ -147,6 +158,12 @@ def make_loader(recipe_dirs: Sequence[Path] = ()) -> RecordingLoader:
         search_path.append(label, f"recipes://{folder}")
     search_path.append("schema", "structured://")
     return RecordingLoader(search_path)
+
+
+def has_option(loader: RecordingLoader, group: str, name: str) -> bool:
+    """Whether a group has a file of that name, in a folder of its own or not."""
+    sources = [source for source in loader.get_sources() if isinstance(source, RecipeSource)]
+    return any(source.is_config(f"{group}/{name}") for source in sources)
 
 
 def options(loader: RecordingLoader, group: str) -> list[str]:

@@ -13,6 +13,7 @@ ABBREVIATIONS = {
     "ffn_size": "model.ffn_hidden_size",
     "gbs": "trainer.global_batch_size",
     "gpus": "trainer.devices",
+    "kv_heads": "model.num_query_groups",
     "learning_rate": "optim.lr",
     "mbs": "trainer.micro_batch_size",
     "num_heads": "model.num_attention_heads",
@@ -40,13 +41,11 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
         by_last.setdefault(choice.rsplit(".", 1)[-1], choice)
     if last in by_last:  # the right name, in the wrong section or in none
         return by_last[last]
-    for found in get_close_matches(word, known, n=1, cutoff=0.75):
+    for found in get_close_matches(word, known, n=1, cutoff=0.8):
         return found
-    begun = [choice for choice in known if choice.startswith(word)]
-    if len(begun) == 1:
-        return begun[0]
-    for found in get_close_matches(last, sorted(by_last), n=1, cutoff=0.7):
+    holding = [choice for choice in known if word in choice]
+    if len(holding) == 1:
+        return holding[0]
+    for found in get_close_matches(last, sorted(by_last), n=1, cutoff=0.6):
         return by_last[found]
-    for found in get_close_matches(word, known, n=1, cutoff=0.5):
-        return found
     return None

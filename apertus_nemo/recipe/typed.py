@@ -115,8 +115,7 @@ def _origin(key: str, where: Mapping[str, str]) -> str:
 
 def unknown_key(key: str, origin: str = "") -> str:
     """The message for a key that no recipe has."""
-    known = (*leaf_keys(), *(k for k in ALLOWED if k not in leaf_keys()), *sections())
-    found = nearest(key, known)
+    found = nearest(rule_key(key), {*ALLOWED, *leaf_keys()})
     hint = f"; did you mean {found}?" if found else "; `apertus-nemo show` prints all keys"
     return f"{key}{origin} is not a key of a recipe{hint}"
 
@@ -135,18 +134,18 @@ def _dataclass(cls: Any, tree: object, key: str, where: Mapping[str, str], fault
     values: dict[str, Any] = {}
     for name, kind in kinds.items():
         if name not in tree or tree[name] == "???":
-            faults.append(f"{prefix}{name} has no value; {_demand(_rule_key(prefix + name), kind)}")
+            faults.append(f"{prefix}{name} has no value; {_demand(rule_key(prefix + name), kind)}")
             continue
         values[name] = _value(kind, tree[name], prefix + name, where, faults)
     return cls(**values) if len(faults) == before else _BAD
 
 
-def _rule_key(key: str) -> str:
+def rule_key(key: str) -> str:
     """The key in the table of allowed values: list indices left out."""
     return re.sub(r"\.\d+(?=\.|$)", "", key)
 
 
-def _demand(rule_key: str, kind: Any) -> str:
+def _demand(row: str, kind: Any) -> str:
     """What a value must be, and why."""
     optional = types.NoneType in typing.get_args(kind)
     kind = _plain(kind)
@@ -154,7 +153,7 @@ def _demand(rule_key: str, kind: Any) -> str:
         return "it must be a mapping of keys to values"
     if typing.get_origin(kind) is tuple:
         return "it must be a list"
-    rule = ALLOWED[rule_key]
+    rule = ALLOWED[row]
     words = rule.describe() if rule.choices else f"{_WORDS[kind]} {rule.describe()}".rstrip()
     return f"it must be {words}{' or null' if optional else ''}: {rule.reason}"
 
@@ -178,16 +177,16 @@ def _value(kind: Any, value: object, key: str, where: Mapping[str, str], faults:
             faults.append(f"{key} is {show_value(value)}{_origin(key, where)} and must be a list")
             return _BAD
         return tuple(_value(item_kind, item, f"{key}.{i}", where, faults) for i, item in enumerate(value))
-    rule_key = _rule_key(key)
-    converted = _scalar(plain, value, rule_key)
-    if converted is _BAD or not ALLOWED[rule_key].admits(converted):
-        demand = _demand(rule_key, kind)
+    row = rule_key(key)
+    converted = _scalar(plain, value, row)
+    if converted is _BAD or not ALLOWED[row].admits(converted):
+        demand = _demand(row, kind)
         faults.append(f"{key} is {show_value(value)}{_origin(key, where)}; {demand}")
         return _BAD
     return converted
 
 
-def _scalar(kind: type, value: object, rule_key: str) -> Any:
+def _scalar(kind: type, value: object, row: str) -> Any:
     """The value as `kind`, or _BAD. A bool is not a number; NaN and infinities are refused."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > 1 << 53:
@@ -197,12 +196,12 @@ def _scalar(kind: type, value: object, rule_key: str) -> Any:
         return _BAD
     if isinstance(value, float) and not math.isfinite(value):
         return _BAD
-    if isinstance(value, str) and not _is_good_text(value, rule_key):
+    if isinstance(value, str) and not _is_good_text(value, row):
         return _BAD
     return value
 
 
-def _is_good_text(value: str, rule_key: str) -> bool:
-    if rule_key == "name":  # becomes a part of a folder's name
+def _is_good_text(value: str, row: str) -> bool:
+    if row == "name":  # becomes a part of a folder's name
         return _NAME.fullmatch(value) is not None
     return 0 < len(value) <= _MAX_TEXT and value.isprintable()
