@@ -8,12 +8,12 @@ every method that we replace, and nothing else; line numbers are those of 0.15.3
     _set_main_param_and_optimizer_states  l.899-928 copies the states that there are, not those that there must be
     get_parameter_state_dp_zero        l.965-1112   holds two states (l.1023, 1045); refused
     sharded_state_dict                 l.1161-1276  offers layouts that hold two states; those are refused
-    load_parameter_state_from_dp_zero  l.1942-2045  holds two states (l.1983); refused
-    load_parameter_state_from_fully_reshardable  l.2047-2095  its saving side is get_parameter_state_dp_zero; refused
+    load_parameter_state_from_dp_zero  l.1942-2044  holds two states (l.1983); refused
+    load_parameter_state_from_fully_reshardable  l.2046-2095  its saving side is get_parameter_state_dp_zero; refused
 
 and of `optimizer/optimizer.py`:
 
-    get_grad_norm                      l.192-198    sums squares in float32: wrong by 4e-4 at 10 million elements
+    get_grad_norm                      l.191-198    sums squares in float32: wrong by 4e-4 at 10 million elements
     clip_grad_norm                     l.200-218    the same
 
 Everything else is upstream's: which rank owns what, reduce-scatter and all-gather, main parameters in float32 for a
@@ -58,8 +58,7 @@ class ApertusDistributedOptimizer(DistributedOptimizer):  # type: ignore[misc]
             raise InputError(
                 "AdEMAMix runs with float32 states: no fp16, loss scale, precision-aware or offloaded optimizer"
             )
-        for chunk in model_chunks:
-            _check_tensor_parallel_marks(chunk)
+        _check_parameters(model_chunks)
         super().__init__(optimizer, config, None, AdEMAMix.allocate_states, model_chunks, **groups)
         if self.ddp_config.use_megatron_fsdp or self.ddp_config.num_distributed_optimizer_instances != 1:
             raise InputError("AdEMAMix runs on Megatron's plain distributed optimizer: no FSDP, one instance")
@@ -218,17 +217,26 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _check_tensor_parallel_marks(chunk: Any) -> None:
-    """Refuse a matrix that is not marked as cut by tensor parallelism: the gradient norm would miss it.
+def _check_parameters(chunks: list[Any]) -> None:
+    """Refuse what upstream would get wrong without a word.
 
-    Upstream sets the mark when it initialises the weight; without (`perform_initialization=False`), it silently counts
-    tensor-parallel rank 0's part only. In Apertus every matrix is cut and every vector is a copy.
+    Parameters of several types: upstream numbers the shards of a group in another order than it stores them
+    (l.293 and l.437), so that a parameter would get its neighbour's states.
+
+    Under tensor parallelism, a matrix that is not marked as cut, or a vector that is: upstream sets the mark when it
+    initialises the weight, and without (`perform_initialization=False`) the gradient norm counts tensor-parallel rank
+    0's part only. In Apertus every matrix is cut and every vector is a copy.
     """
+    parameters = [(_plain_name(name), parameter) for chunk in chunks for name, parameter in chunk.named_parameters()]
+    types = sorted({str(parameter.dtype) for _, parameter in parameters})
+    if len(types) > 1:
+        raise ApertusError(f"the model's parameters are of several types ({', '.join(types)}): they must be of one")
     if parallel_state.get_tensor_model_parallel_world_size() == 1:
         return
-    for name, parameter in chunk.named_parameters():
-        if (parameter.dim() > 1) != getattr(parameter, "tensor_model_parallel", False):
+    for name, parameter in parameters:
+        marked = bool(getattr(parameter, "tensor_model_parallel", False))
+        if marked != (parameter.dim() > 1):
             raise ApertusError(
-                f"parameter {_plain_name(name)} of shape {tuple(parameter.shape)} has tensor_model_parallel="
-                f"{getattr(parameter, 'tensor_model_parallel', False)}: its gradient would be counted wrongly"
+                f"parameter {name} of shape {tuple(parameter.shape)} has tensor_model_parallel={marked}: "
+                "its gradient would be counted wrongly"
             )
