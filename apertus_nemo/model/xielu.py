@@ -23,7 +23,8 @@ from apertus_nemo.errors import InputError
 
 def _not_above(values: Tensor, x: Tensor, bound: float) -> Tensor:
     """values where x <= bound, else 0; exact. On the CPU many times faster than torch.where and a mask."""
-    return values - torch.ops.aten.threshold_backward(values, x, bound)
+    above: Tensor = torch.ops.aten.threshold_backward(values, x, bound)
+    return values - above
 
 
 def _slopes(alpha_p: Tensor, alpha_n: Tensor, beta: float) -> tuple[Tensor, Tensor]:

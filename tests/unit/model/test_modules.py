@@ -1,0 +1,45 @@
+"""xIELU, RMSNorm and core attention, each against an independent computation."""
+
+from __future__ import annotations
+
+import pytest
+
+from apertus_nemo.testing.ranks import Parent
+
+# Published formula at exact initial values, computed for the reference: f(-10), f(-2), ... f(2).
+XIELU = [2.2, -0.0917318, -0.2056964, -0.1647755, -0.0461301, -8e-7, 0.45, 1.3, 4.2]
+
+
+def test_xielu_in_float32(parent: Parent) -> None:
+    (got,) = parent.run("tests.cases.model:xielu", arguments={"dtype": "float32"})
+    assert got["values"][1:] == pytest.approx(XIELU[1:], rel=2e-7, abs=1e-7)
+    assert got["values"][0] == pytest.approx(XIELU[0], abs=0.01)
+    assert got["value"] < 6e-7
+    assert got["grad_x"] < 4e-7
+    for scalar in ("alpha_p", "alpha_n"):
+        ours, reference = got[scalar]
+        assert abs(ours - reference) < 1e-7 * got["scale_p"]
+    assert got["again"]
+
+
+def test_xielu_in_bfloat16_rounds_once(parent: Parent) -> None:
+    (got,) = parent.run("tests.cases.model:xielu", arguments={"dtype": "bfloat16"})
+    assert got["types"] == ["torch.bfloat16"] * 3
+    assert got["value"] < 2**-8  # half a unit in the last place, against float64 of the same bf16 inputs
+    assert got["grad_x"] < 2**-8
+
+
+def test_rms_norm(parent: Parent) -> None:
+    (got,) = parent.run("tests.cases.model:norm")
+    assert got["equal"]  # bit for bit transformers' forward in float32
+    assert max(got["gradients"]) < 2e-6
+    assert got["again"]
+    assert got["bf16"] < 2**-7
+    assert got["marks"] == [True, False]
+
+
+def test_core_attention_without_all_scores(parent: Parent) -> None:
+    (got,) = parent.run("tests.cases.model:attention")
+    assert got["value"] < 1e-6
+    assert got["gradient"] < 1e-6
+    assert got["largest"] < got["scores"] / 4
