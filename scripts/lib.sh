@@ -26,7 +26,7 @@ fail() {
 }
 
 interrupted() {
-  printf '\nInterrupted. Type the same command again: what is complete is kept.\n' >&2
+  printf '\nInterrupted. Type the same command again; what pip has downloaded stays in its cache.\n' >&2
   exit 130
 }
 trap interrupted INT TERM
@@ -156,8 +156,11 @@ must_install() {
   fail 3 "${1#"$root"/} could not be installed; is there a network? Type the same command again to go on"
 }
 
-# make_venv: an empty environment marked as incomplete; the mark goes away when the last package is in.
+# make_venv: an empty environment in place of an older one of ours, marked as incomplete; the mark goes away when the last package is in.
 make_venv() {
+  if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -e "$venv/incomplete" ] && [ ! -e "$venv/stamp-packages" ]; then
+    fail 2 "$venv is there already, and not made by this: move it away, then type this again"
+  fi
   find_python
   rm -rf "$venv"
   "$python" -m venv "$venv" || fail 3 "$python could not make a virtual environment in $venv"
