@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import types
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,19 @@ from apertus_nemo.recipe.schema import (
 MARK = 12345.5
 
 
-def small_run(world: int, tp: int = 1, pp: int = 1, precision: str = "fp32", clip_grad: float = 0.1) -> RunConfig:
-    """Two layers; the batch doubles after two steps of eight, and the rate decays over the last two."""
+def small_run(
+    world: int,
+    tp: int = 1,
+    pp: int = 1,
+    vpp: int | None = None,
+    precision: str = "fp32",
+    clip_grad: float = 0.1,
+) -> RunConfig:
+    """Four layers; the batch doubles after two steps, and the rate decays over the last 28 samples of 56."""
     return RunConfig(
         name="small",
         model=ModelConfig(
-            num_layers=2,
+            num_layers=4,
             hidden_size=32,
             ffn_hidden_size=64,
             num_attention_heads=4,
@@ -45,9 +53,13 @@ def small_run(world: int, tp: int = 1, pp: int = 1, precision: str = "fp32", cli
             lr=1e-2, min_lr=1e-3, clip_grad=clip_grad, alpha_warmup_steps=10, beta3_warmup_steps=10, weight_decay=0.1
         ),
         schedule=ScheduleConfig(
-            train_samples=56, warmup_samples=8, decay_samples=16, batch_ramp=(BatchRampStep(8, 8),)
+            train_samples=56, warmup_samples=8, decay_samples=28, batch_ramp=(BatchRampStep(8, 8),)
         ),
-        parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=tp,
+            pipeline_model_parallel_size=pp,
+            virtual_pipeline_model_parallel_size=vpp,
+        ),
         trainer=TrainerConfig(global_batch_size=4, micro_batch_size=1, devices=world, precision=precision),
     )
 
@@ -69,7 +81,7 @@ class Trainee:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
         from apertus_nemo.model.config import build_model
-        from apertus_nemo.optim.module import build_optimizer
+        from apertus_nemo.optim.module import ApertusOptimizerModule
         from apertus_nemo.training.device import alias_cuda
 
         alias_cuda()
@@ -83,18 +95,28 @@ class Trainee:
             parallel_state.initialize_model_parallel(
                 run.parallel.tensor_model_parallel_size,
                 run.parallel.pipeline_model_parallel_size,
+                run.parallel.virtual_pipeline_model_parallel_size,
                 create_gloo_process_groups=False,
             )
         self.run, self.step = run, 0
-        model = build_model(run)
-        self.chunk = DistributedDataParallel(
-            model.config,
-            DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
-            model,
-        )
-        self.optimizer = build_optimizer([self.chunk], run)
+        self.chunks = []
+        for stage in range(run.parallel.virtual_pipeline_model_parallel_size or 1):
+            model = build_model(run, vp_stage=stage)
+            ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+            self.chunks.append(DistributedDataParallel(model.config, ddp, model))
+        # NeMo's MegatronParallel is a list of modules that hold the wrapped chunks
+        parallel = [types.SimpleNamespace(module=chunk) for chunk in self.chunks]
+        (self.optimizer,) = ApertusOptimizerModule(run).optimizers(parallel)
 
-    def pieces(self, name: str) -> Any:
+    def parameters(self) -> list[tuple[Any, Any]]:
+        """(pieces, parameter) of every parameter here."""
+        return [
+            (self.pieces(index, name), parameter)
+            for index, chunk in enumerate(self.chunks)
+            for name, parameter in chunk.module.named_parameters()
+        ]
+
+    def pieces(self, chunk: int, name: str) -> Any:
         from megatron.core import parallel_state
 
         from apertus_nemo.model.config import layer_offset
@@ -105,7 +127,7 @@ class Trainee:
             self.run.model,
             tp_rank=parallel_state.get_tensor_model_parallel_rank(),
             tp_size=parallel_state.get_tensor_model_parallel_world_size(),
-            layer_offset=layer_offset(self.chunk.module),
+            layer_offset=layer_offset(self.chunks[chunk].module),
         )
 
     def train(self, steps: int) -> list[tuple[float, float]]:
@@ -119,16 +141,18 @@ class Trainee:
         log = []
         for _ in range(steps):
             self.step += 1
-            self.chunk.zero_grad_buffer()
+            for chunk in self.chunks:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-            for name, parameter in self.chunk.module.named_parameters():
+            for its_pieces, parameter in self.parameters():
                 local = parameter.main_grad.view(1, -1) if parameter.dim() == 1 else parameter.main_grad
-                for piece in self.pieces(name):
+                for piece in its_pieces:
                     whole = torch.from_numpy(gradient(piece.name, piece.shape, self.step))
                     local[slice(*piece.local_rows), slice(*piece.local_cols)] = whole[
                         slice(*piece.rows), slice(*piece.cols)
                     ]
-            self.chunk.finish_grad_sync()
+            for chunk in self.chunks:
+                chunk.finish_grad_sync()
             apply_schedule(self.optimizer, self.run, self.step, plan.consumed_samples(self.step - 1))
             _, norm, _ = self.optimizer.step()
             log.append((norm, self.optimizer.param_groups[0]["lr"]))
@@ -142,12 +166,11 @@ class Trainee:
 
         rows = []
         for chunk, name, state, shard, (start, stop) in logical_states(self.optimizer):
-            assert chunk == 0
             assert shard.shape == (stop - start,)
-            rows.append((self.pieces(name), state, start, stop, shard.numpy().copy()))
-        for name, parameter in self.chunk.module.named_parameters():
+            rows.append((self.pieces(chunk, name), state, start, stop, shard.numpy().copy()))
+        for its_pieces, parameter in self.parameters():
             flat = parameter.detach().float().view(-1).numpy().copy()
-            rows.append((self.pieces(name), "weight", 0, flat.size, flat))
+            rows.append((its_pieces, "weight", 0, flat.size, flat))
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, rows)
         locals_: dict[Any, tuple[Any, Any]] = {}
@@ -178,10 +201,13 @@ class Trainee:
         return {key: hashlib.sha256(value.tobytes()).hexdigest() for key, value in sorted(self.tensors().items())}
 
     def sharded(self, is_loading: bool, layout: str | None = None) -> dict[str, Any]:
-        model = self.chunk.module.sharded_state_dict()
-        model = {key: value for key, value in model.items() if not key.endswith("_extra_state")}
+        model = {}
+        for index, chunk in enumerate(self.chunks):
+            tensors = chunk.module.sharded_state_dict()
+            model[f"model_{index}"] = {k: v for k, v in tensors.items() if not k.endswith("_extra_state")}
         metadata = {"distrib_optim_sharding_type": layout} if layout else None
-        return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model, is_loading, metadata=metadata)}
+        optimizer = self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+        return {"model": model, "optimizer": optimizer}
 
     def save(self, directory: str, layout: str | None = None, state: dict[str, Any] | None = None) -> None:
         import torch
@@ -197,7 +223,8 @@ class Trainee:
         from megatron.core.dist_checkpointing.validation import StrictHandling
 
         loaded = dist_checkpointing.load(self.sharded(True, layout), directory, strict=StrictHandling(strict))
-        self.chunk.module.load_state_dict(loaded["model"], strict=False)
+        for index, chunk in enumerate(self.chunks):
+            chunk.module.load_state_dict(loaded["model"][f"model_{index}"], strict=False)
         self.optimizer.load_state_dict(loaded["optimizer"])
         self.step = self.optimizer.param_groups[0]["step"]
 
@@ -208,7 +235,7 @@ class Trainee:
         from apertus_nemo.optim.module import logical_states
 
         with torch.no_grad():
-            for parameter in self.chunk.parameters():
+            for _, parameter in self.parameters():
                 parameter.fill_(MARK)
             for *_, shard, _span in logical_states(self.optimizer):
                 shard.fill_(MARK)
@@ -219,6 +246,7 @@ def train(
     world_size: int,
     tp: int = 1,
     pp: int = 1,
+    vpp: int | None = None,
     precision: str = "fp32",
     clip_grad: float = 0.1,
     before: int = 3,
@@ -229,7 +257,7 @@ def train(
     values: list[str] | None = None,
 ) -> dict[str, Any] | None:
     """Train `before` steps (or load into a marked optimizer instead), save, train `after` more."""
-    trainee = Trainee(rank, small_run(world_size, tp, pp, precision, clip_grad))
+    trainee = Trainee(rank, small_run(world_size, tp, pp, vpp, precision, clip_grad))
     log: list[tuple[float, float]] = []
     if load is not None:
         trainee.mark()
@@ -294,14 +322,12 @@ def refusals(rank: int, world_size: int) -> dict[str, str]:
     attempt("not distributed", lambda: optimizer_config(dataclasses.replace(run, parallel=parallel)))
     adam = dataclasses.replace(run.optim, name="adam")
     attempt("name", lambda: optimizer_config(dataclasses.replace(run, optim=adam)))
-    attempt(
-        "fp16", lambda: build_optimizer([trainee.chunk], run, dataclasses.replace(optimizer_config(run), fp16=True))
-    )
+    attempt("fp16", lambda: build_optimizer(trainee.chunks, run, dataclasses.replace(optimizer_config(run), fp16=True)))
     version, megatron.core.__version__ = megatron.core.__version__, "0.16.0"
-    attempt("version", lambda: build_optimizer([trainee.chunk], run))
+    attempt("version", lambda: build_optimizer(trainee.chunks, run))
     megatron.core.__version__ = version
-    trainee.chunk.module.output_layer.weight.tensor_model_parallel = False
-    attempt("mark", lambda: build_optimizer([trainee.chunk], run))
+    trainee.chunks[0].module.output_layer.weight.tensor_model_parallel = False
+    attempt("mark", lambda: build_optimizer(trainee.chunks, run))
     return said
 
 
@@ -325,11 +351,13 @@ def replaced_lines(rank: int, world_size: int) -> dict[str, list[int]]:
 
 def settings_of_groups(rank: int, world_size: int) -> dict[str, float]:
     """Weight decay of each parameter, by its published name."""
+    from apertus_nemo.optim.module import distributed_optimizer
+
     trainee = Trainee(rank, small_run(world_size))
-    inner = trainee.optimizer.chained_optimizers[0]
+    inner = distributed_optimizer(trainee.optimizer)
     decay = {}
-    for name, parameter in trainee.chunk.module.named_parameters():
+    for its_pieces, parameter in trainee.parameters():
         group, _ = inner.model_param_group_index_map[parameter]
-        for piece in trainee.pieces(name):
+        for piece in its_pieces:
             decay[piece.name] = inner.param_groups[group]["weight_decay"]
     return decay

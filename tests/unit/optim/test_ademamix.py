@@ -66,18 +66,18 @@ def optimizer(parameters: Any, decay: float = 0.1) -> AdEMAMix:
     return AdEMAMix(parameters, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=decay, schedule=schedule)
 
 
-def run(start: Any, grads: Any, decay: float, cuts: list[int]) -> Arrays:
+def run(start: Any, grads: Any, decay: float, cuts: list[int], device: str = "cpu") -> Arrays:
     """Train the vector cut at `cuts`; each part is a parameter of its own."""
     bounds = [0, *cuts, start.size]
-    parts = [torch.tensor(start[a:b]) for a, b in itertools.pairwise(bounds)]
+    parts = [torch.tensor(start[a:b], device=device) for a, b in itertools.pairwise(bounds)]
     ours = optimizer(parts, decay)
     for g in grads:
         for part, a, b in zip(parts, bounds[:-1], bounds[1:], strict=True):
-            part.grad = torch.tensor(g[a:b])
+            part.grad = torch.tensor(g[a:b], device=device)
         ours.step()
     assert ours.steps_done == len(grads)
-    result = {name: torch.cat([ours.state[part][name] for part in parts]).numpy() for name in STATES}
-    return {"p": torch.cat(parts).numpy(), **result}
+    result = {name: torch.cat([ours.state[part][name] for part in parts]).cpu().numpy() for name in STATES}
+    return {"p": torch.cat(parts).cpu().numpy(), **result}
 
 
 def same_bits(a: Arrays, b: Arrays) -> None:
@@ -115,6 +115,12 @@ def test_bits_do_not_depend_on_cuts() -> None:
     whole = run(start, grads, 0.1, [])
     for count in (1, 7, 1500):
         same_bits(run(start, grads, 0.1, sorted(generator.choice(size, count, replace=False).tolist())), whole)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_bits_of_the_cpu() -> None:
+    start, grads = np.random.default_rng(6).standard_normal(100_003).astype(np.float32), gradients(100_003, 10, seed=6)
+    same_bits(run(start, grads, 0.1, [5, 777], device="cuda"), reference(start, grads, 0.1, np.float32))
 
 
 def digest() -> str:
