@@ -53,8 +53,8 @@ def loads(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON strictly.
 
     Raises InputError, beginning with `what`, for duplicate keys, NaN and infinities (also 1e999), integers
-    beyond 2^53 - 1, nesting deeper than MAX_DEPTH, more than `max_bytes`, invalid UTF-8 and anything after
-    the value.
+    beyond 2^53 - 1 (but for the digits that RFC 8785 writes of a large double), nesting deeper than MAX_DEPTH, more
+    than `max_bytes`, invalid UTF-8 and anything after the value.
     """
 
     def refuse(reason: str) -> NoReturn:
@@ -67,11 +67,13 @@ def loads(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
             refuse(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
         return result
 
-    def integer(text: str) -> int:
-        value = int(text) if len(text) < 20 else MAX_INTEGER + 1
-        if abs(value) > MAX_INTEGER:
-            refuse(f"integer {text[:24]} is beyond 2^53 - 1")
-        return value
+    def integer(text: str) -> int | float:
+        value = int(text) if len(text) < 24 else 2**64
+        if abs(value) <= MAX_INTEGER:
+            return value
+        if dumps(double := float(value)) == text.encode():
+            return double  # a large double, which RFC 8785 writes without a point
+        refuse(f"integer {text[:24]} is beyond 2^53 - 1")
 
     def real(text: str) -> float:
         value = float(text)
@@ -116,17 +118,15 @@ def loads_canonical(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> An
 
 
 def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for node in level
-            if isinstance(node, (dict, list))
             for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def hex_float(value: float) -> str:

@@ -26,6 +26,7 @@ Range = tuple[int, int]  # [start, stop)
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _CHUNK_ELEMENTS = {"cpu": 2**16}  # in the processor's cache
 _CHUNK_ELEMENTS_DEVICE = 2**21  # 16 MiB of 64-bit words, in two copies
+_CHUNK_SIDE = 2**16  # rows or columns: bounds the memory of their weights
 
 _GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
 
@@ -73,8 +74,8 @@ def lane_sums(block: torch.Tensor, row0: int = 0, col0: int = 0) -> torch.Tensor
     rows, cols = words.shape
     total = torch.zeros(LANES, dtype=torch.int64, device=block.device)
     limit = _CHUNK_ELEMENTS.get(block.device.type, _CHUNK_ELEMENTS_DEVICE)
-    width = max(1, min(cols, limit))
-    height = max(1, limit // width)
+    width = max(1, min(cols, limit, _CHUNK_SIDE))
+    height = max(1, min(limit // width, _CHUNK_SIDE))
     for left in range(0, cols, width):
         right = min(left + width, cols)
         col_weights = _weights(1, col0 + left, col0 + right, block.device)
