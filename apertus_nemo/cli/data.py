@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> int:
     from apertus_nemo.data import sources
     from apertus_nemo.data.build import build
-    from apertus_nemo.errors import InputError
+    from apertus_nemo.errors import InputError, UnfitEnvironment
 
     if options.train_bpe is not None and (options.bos or options.eos):
         raise InputError("--bos and --eos choose tokens of --tokenizer; a trained one has <s> and </s>")
@@ -76,6 +76,8 @@ def _build(options: argparse.Namespace) -> int:
             force=options.force,
             progress=bar.show,
         )
+    except ModuleNotFoundError as error:
+        raise UnfitEnvironment(f"the package {error.name} is missing: install the locked requirements") from None
     finally:
         signal.signal(signal.SIGTERM, former)
         bar.close()

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,11 +184,10 @@ def _write_indexed(documents: Iterator[str], tokenizer: CorpusTokenizer, prefix:
     for batch in _batches(documents):
         sequences = tokenizer.encode(batch)
         if writer is None:  # imported when the first text is good: a mistake in it is told at once
-            from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
-            kind = DType.optimal_dtype(tokenizer.info.vocab_size)
+            megatron = _indexed_dataset()
+            kind = megatron.DType.optimal_dtype(tokenizer.info.vocab_size)
             dtype = kind.__name__
-            writer = IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind)
+            writer = megatron.IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind)
         for sequence in sequences:
             writer.add_document(sequence, [len(sequence)])
             count += 1
@@ -194,6 +196,19 @@ def _write_indexed(documents: Iterator[str], tokenizer: CorpusTokenizer, prefix:
         raise InputError("no document has any text: nothing to build")
     writer.finalize(f"{prefix}.idx")
     return count, tokens, dtype
+
+
+def _indexed_dataset() -> Any:
+    """Megatron's module, imported without its remarks about features that nobody here asked for."""
+    log = logging.getLogger("megatron")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("megatron.core.datasets.indexed_dataset")
+    finally:
+        log.setLevel(level)
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
     folder = embedded(cache_dir, vocab_size=4096)
 
 `pydoc_data.topics` (one document a topic) and the standard library's .py files (one document each),
-about 9 MB: some 2.5 million tokens at a vocabulary of 4096. Nothing is downloaded. The folder is built
+6 MB: some 1.6 million tokens at a vocabulary of 4096. Nothing is downloaded. The folder is built
 once, named by everything that decides its bytes, and verified byte by byte whenever it is used again.
 """
 
@@ -26,7 +26,7 @@ from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
 from apertus_nemo.record.files import writing
 
 BUILDER_VERSION = 1  # raise it when the same inputs give other bytes
-MAXIMUM_BYTES = 10_000_000  # files in order of name are taken up to this sum
+MAXIMUM_BYTES = 6_000_000  # files are taken up to this sum, by the hashes of their names: from all over the library
 MINIMUM_BYTES = 2_000_000  # less is not the standard library
 
 # Not prose or everyday code (tables of encodings), generated for one machine, not part of every
@@ -37,27 +37,34 @@ _SKIPPED_FOLDERS = {
 }  # fmt: skip
 _SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "turtle.py")
 
+_NO_TEXT = (
+    "this Python comes without its documentation or the sources of its standard library, which data.source=embedded "
+    "reads: use another Python, or data.source=built"
+)
 
-def texts() -> Iterator[tuple[str, bytes]]:
-    """(name, UTF-8 text) of each document, in a fixed order, at most MAXIMUM_BYTES in all."""
-    from pydoc_data.topics import topics
 
-    total = 0
-    for name in sorted(topics):
-        data = topics[name].encode()
-        total += len(data)
-        yield f"topics/{name}", data
+def texts() -> list[tuple[str, bytes]]:
+    """(name, UTF-8 text) of each document, sorted by name, at most MAXIMUM_BYTES in all.
+
+    Raises:
+        UnfitEnvironment: this Python comes without them.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UnfitEnvironment(_NO_TEXT) from None
+    documents = {f"topics/{name}": text.encode() for name, text in topics.items()}
+    total = sum(map(len, documents.values()))
     library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(_library_files(library), key=lambda path: path.relative_to(library).as_posix()):
-        data = path.read_bytes()
-        if not data or total + len(data) > MAXIMUM_BYTES:
-            continue
-        try:
-            data.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        total += len(data)
-        yield f"library/{path.relative_to(library).as_posix()}", data
+    names = [path.relative_to(library).as_posix() for path in _library_files(library)]
+    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        data = (library / name).read_bytes()
+        if data and total + len(data) <= MAXIMUM_BYTES and _is_utf8(data):
+            documents[f"library/{name}"] = data
+            total += len(data)
+    if total < MINIMUM_BYTES:
+        raise UnfitEnvironment(_NO_TEXT)
+    return sorted(documents.items())
 
 
 def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = lambda what, size: None) -> Path:
@@ -75,12 +82,7 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
         Differs: the cached folder is damaged; the message names the file.
         UnfitEnvironment: this Python comes without its sources, or the cache cannot be written.
     """
-    documents = list(texts())
-    if sum(len(data) for _, data in documents) < MINIMUM_BYTES:
-        raise UnfitEnvironment(
-            "this Python comes without the sources of its standard library, which data.source=embedded reads: "
-            "use another Python, or data.source=built"
-        )
+    documents = texts()
     identity = {
         "builder": BUILDER_VERSION,
         "python": platform.python_version(),
@@ -117,6 +119,14 @@ def _library_files(library: Path) -> Iterator[Path]:
         for name in files:
             if name.endswith(".py") and not name.startswith(_SKIPPED_FILES):
                 yield Path(parent) / name
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
