@@ -1,0 +1,142 @@
+"""The lock: every field present, canonical, no secret, no place; its file's hash is its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apertus_nemo.errors import InputError
+from apertus_nemo.recipe.schema import to_tree
+from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.lock import ENVIRONMENT, FIELDS, RunLock, build_lock, lock_digest
+from tests.unit.record import example
+
+
+def test_the_lock_digest_is_the_hash_of_the_file(tmp_path: Path) -> None:
+    lock = example.lock()
+    (tmp_path / "lock.json").write_bytes(lock.to_bytes())
+    printed = subprocess.run(["sha256sum", tmp_path / "lock.json"], capture_output=True, check=True).stdout.decode()
+    assert printed.split()[0] == lock_digest(lock) == lock.digest
+    assert RunLock.from_bytes(lock.to_bytes(), what="it").digest == lock.digest
+
+
+def test_every_field_of_the_contract_is_there() -> None:
+    tree = json.loads(example.lock().to_bytes())
+    assert set(tree) == FIELDS
+    assert tree["schema_version"] == 1
+    assert tree["config"] == json.loads(json.dumps(to_tree(example.config())))
+    assert tree["overrides"] == ["trainer.devices=4"]
+    assert tree["packages"] == {"torch": "2.13.0+cpu"}
+    assert tree["data"] == {"manifest_digest": "d" * 64, "seed": 28, "source": "embedded"}
+    assert tree["initial_state"] == {"kind": "none"}
+    assert tree["level"] == "bitwise"
+    assert list(tree["image"]) == ["unknown"]
+    hardware = {"accelerator": "cpu", "instruction_set": "native", "mkl_mode": "AVX2", "threads_per_rank": 1}
+    assert tree["hardware"] == hardware
+
+
+def test_stages_follow_the_batch_plan() -> None:
+    first, second = json.loads(example.lock().to_bytes())["stages"]
+    assert (first["from_sample"], first["to_sample"], first["global_batch_size"]) == (0, 160, 8)
+    assert (second["from_sample"], second["to_sample"], second["global_batch_size"]) == (160, 240, 16)
+    assert (
+        first["topology"]
+        == second["topology"]
+        == {
+            "context_parallel_size": 1,
+            "data_parallel_size": 2,
+            "order": "tp-cp-ep-dp-pp",
+            "pipeline_model_parallel_size": 1,
+            "sequence_parallel": False,
+            "tensor_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": None,
+            "world_size": 4,
+        }
+    )
+
+
+def test_only_listed_variables_enter_and_no_secret() -> None:
+    lock = example.lock()
+    assert json.loads(lock.to_bytes())["environment"] == {"MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"}
+    assert b"SECRET" not in lock.to_bytes()
+    assert list(ENVIRONMENT) == sorted(ENVIRONMENT)
+
+
+def test_what_is_not_known_says_why() -> None:
+    config = example.config(accelerator="gpu")
+    lock = build_lock(config, overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE)
+    tree = json.loads(lock.to_bytes())
+    assert tree["data"]["manifest_digest"] == {"unknown": "the data were not built when the lock was written"}
+    assert tree["hardware"]["mkl_mode"] == {"unknown": "a property of CPUs; the run asks for GPUs"}
+    lock = build_lock(
+        example.config(), overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE
+    )
+    assert "MKL_CBWR is not set" in json.loads(lock.to_bytes())["hardware"]["mkl_mode"]["unknown"]
+
+
+def test_anything_pinned_changes_the_digest() -> None:
+    digests = {example.lock().digest, example.lock(seed=29).digest, example.lock(micro_batch_size=4).digest}
+    assert len(digests) == 3
+    assert example.lock().digest == example.lock().digest
+
+
+def test_the_same_from_another_folder_user_and_hash_seed(tmp_path: Path) -> None:
+    """With the real packages and source, in fresh processes."""
+    script = (
+        "from tests.unit.record.example import config\nfrom apertus_nemo.record.lock import build_lock\n"
+        "print(build_lock(config(), overrides=[], environment={}, data_manifest_digest=None).digest)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=cwd,
+            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": seed, "USER": user},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for cwd, seed, user in ((root, "0", "ada"), (tmp_path, "77", "grace"))
+    ]
+    assert printed[0] == printed[1]
+    assert len(printed[0]) == 65
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema_version": 2}, "has schema version 2; this version reads 1"),
+        ({"more": 1}, "unknown field 'more'"),
+        ({"level": ...}, "missing field 'level'"),
+    ],
+)
+def test_other_locks_are_refused(change: dict[str, Any], words: str) -> None:
+    tree = json.loads(example.lock().to_bytes()) | change
+    tree = {key: value for key, value in tree.items() if value is not ...}
+    with pytest.raises(InputError, match=f"^lock.json: {words}"):
+        RunLock.from_bytes(dumps(tree), what="lock.json")
+
+
+def test_an_edited_lock_is_refused() -> None:
+    data = example.lock().to_bytes()
+    with pytest.raises(InputError, match="is not canonical JSON"):
+        RunLock.from_bytes(data + b"\n", what="it")
+    with pytest.raises(InputError, match="is not a lock"):
+        RunLock.from_bytes(b"[]", what="it")
+    assert (
+        RunLock.from_bytes(data.replace(b'"seed":28', b'"seed":29'), what="it").digest
+        != hashlib.sha256(data).hexdigest()
+    )
+
+
+def test_a_large_float_in_a_recipe_survives() -> None:
+    config = replace(example.config(), optim=replace(example.config().optim, eps=1e20))
+    lock = build_lock(config, overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE)
+    assert RunLock.from_bytes(lock.to_bytes(), what="it").tree["config"]["optim"]["eps"] == 1e20
