@@ -36,8 +36,10 @@ seconds_since() { say $((SECONDS - $1)); }
 
 # find_python: sets $python to a Python 3.11 that can make virtual environments.
 find_python() {
-  local candidate without_venv=
-  for candidate in "${APERTUS_PYTHON:-}" python3.11 /usr/bin/python3.11 /usr/local/bin/python3.11 python3 python; do
+  local candidate candidates without_venv=
+  # All on the PATH, since the first may be a shim that has no 3.11 behind it.
+  mapfile -t candidates < <(type -aP python3.11 python3 python)
+  for candidate in "${APERTUS_PYTHON:-}" ${candidates[@]+"${candidates[@]}"}; do
     [ -n "$candidate" ] || continue
     "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 || continue
     if "$candidate" -c 'import venv, ensurepip' >/dev/null 2>&1; then
@@ -185,7 +187,7 @@ set_up() {
   if [ -e "$venv/incomplete" ] || ! "$venv/bin/python" -c '' 2>/dev/null ||
     is_new packages "${base[@]}"; then
     say "Set-up: packages at the versions and hashes of requirements/, into .venv (once; about 600 MB to download,"
-    say "  2 GB on disk, 3 to 10 minutes). Nothing outside .venv is changed but pip's own cache."
+    say "  2.5 GB on disk, 2 to 10 minutes). Nothing outside .venv is changed but pip's own cache."
     make_venv
     say "  pip, setuptools and hatchling"
     must_install "$locks/bootstrap.txt"
