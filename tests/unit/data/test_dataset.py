@@ -11,6 +11,7 @@ import pytest
 from apertus_nemo.data import goldfish
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.testing.ranks import Parent
+from tests.unit.data.conftest import Command
 
 SEQ = 64
 
@@ -92,6 +93,18 @@ def test_masks_do_not_leak_from_one_sample_to_the_next(parent: Parent, corpus: P
     assert len({tuple(sample["loss_mask"]) for sample in first["samples"]}) == 4
     [plain] = samples(parent, corpus, tmp_path, [0, 1], eod_mask_loss=False, goldfish=False)
     assert all(sample["loss_mask"] == [1.0] * SEQ for sample in plain["samples"])
+
+
+def test_a_padding_token_in_the_text_is_a_token(parent: Parent, corpus: Path, tmp_path: Path, command: Command) -> None:
+    # Megatron would turn it into 0 and leave it out of the loss, if it knew the tokenizer's padding id.
+    (tmp_path / "a.txt").write_text("arm<pad>bear " * 30)
+    chosen = ("--tokenizer", corpus / "tokenizer", "--special-tokens", "parse", "--output", "out")
+    assert command("build", "--input", "a.txt", *chosen)["code"] == 0
+    [found] = samples(parent, tmp_path / "out", tmp_path / "cache", [0], train_samples=1, goldfish=False)
+    [sample] = found["samples"]
+    assert sample["tokens"].count(3) > 5
+    assert sample["labels"].count(3) > 5
+    assert sample["loss_mask"] == [1.0] * SEQ
 
 
 def test_place_cache_and_ranks_change_nothing_and_choices_do(parent: Parent, corpus: Path, tmp_path: Path) -> None:

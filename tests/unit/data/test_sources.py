@@ -55,6 +55,15 @@ def test_text_and_jsonl_packed_or_not(tmp_path: Path, suffix: str, pack) -> None
     )
 
 
+def test_the_hash_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    stored = bz2.compress(b"text") + bytes(3_000_000)  # what follows the packed data is not text, yet part of the file
+    (tmp_path / "a.txt.bz2").write_bytes(stored)
+    [source] = find([str(tmp_path / "a.txt.bz2")])
+    reader = Reader(source)
+    assert list(reader) == ["text"]
+    assert (reader.size_bytes, reader.sha256) == (len(stored), hashlib.sha256(stored).hexdigest())
+
+
 def test_order_names_and_formats(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "deep/er/c.txt", "z[1].txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
