@@ -179,9 +179,10 @@ def collect(
 ) -> dict[tuple[str, str], TensorDigest]:
     """The digest of every logical tensor, the same on every rank; collective over `group` (one that is on the CPU).
 
-    Every tensor of `expected` (published name -> shape) must be covered exactly once in each of `kinds`. Raises, on
-    every rank alike: Differs where ranks that hold the same block hold different bits; ApertusError (our own
-    fault) for a gap, an overlap, another dtype or shape, or a tensor that is not expected.
+    Every tensor of `expected` (published name -> shape) must be covered exactly once in each of `kinds`; "master"
+    stands for the tensors whose weight is 16 bits wide, and may be missing for the others. Raises, on every rank
+    alike: Differs where ranks that hold the same block hold different bits; ApertusError (our own fault) for a gap,
+    an overlap, another dtype or shape, or a tensor that is not expected.
     """
     every: list[list[tuple[Any, ...]]] = [[astuple(item) for item in contributions]]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -212,7 +213,12 @@ def merge(
                     f"{item.rows[0]} to {item.rows[1] - 1}, columns {item.cols[0]} to {item.cols[1] - 1}: "
                     "replicas have drifted apart"
                 )
-    return {key: _sum(*key, expected[key[0]], [item for _, item in held.values()]) for key, held in blocks.items()}
+    items_of = {key: [item for _, item in held.values()] for key, held in blocks.items()}
+    for name in expected:  # weights of 32 bits are their own master
+        weights = items_of.get((name, "weight"), [])
+        if weights and weights[0].dtype == "float32" and not items_of.get((name, "master"), [weights[0]]):
+            del items_of[name, "master"]
+    return {(name, kind): _sum(name, kind, expected[name], items) for (name, kind), items in items_of.items()}
 
 
 def _sum(name: str, kind: str, shape: tuple[int, ...], items: list[Contribution]) -> TensorDigest:

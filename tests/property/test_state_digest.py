@@ -279,6 +279,18 @@ def test_rows_that_no_piece_names_are_padding() -> None:
     assert merged["w", "weight"].lanes == found.lanes
 
 
+def test_weights_of_32_bits_are_their_own_master() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    for dtype, kinds in ((torch.float32, {"weight"}), (torch.bfloat16, {"weight", "master"})):
+        found = kernel.parameter_contributions(tensor.to(dtype), whole("w", tensor), "weight")
+        if dtype == torch.bfloat16:
+            with pytest.raises(ApertusError, match=r"w \(master\): 0 of 6 elements"):
+                kernel.merge([found], expected={"w": (2, 3)}, kinds=("weight", "master"))
+            found += kernel.parameter_contributions(tensor, whole("w", tensor), "master")
+        merged = kernel.merge([found], expected={"w": (2, 3)}, kinds=("weight", "master"))
+        assert {kind for _, kind in merged} == kinds
+
+
 def test_replicas_that_drifted_are_named() -> None:
     one, other = torch.ones(4), torch.ones(4)
     other[2] = torch.nextafter(other[2], torch.tensor(2.0))

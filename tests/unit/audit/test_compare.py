@@ -259,8 +259,8 @@ def test_broken_records_end_the_comparison(tmp_path: Path) -> None:
         (lambda p: (p / "lock.json").unlink(), "is not a run directory: it holds no lock.json"),
         (lambda p: edit(p / "lock.json", b'"seed":28', b'"seed":29'), "the lock was changed or exchanged"),
         (
-            lambda p: edit(p / "steps/000000.jsonl", b'"step":5}', b'"step":6}'),
-            "line 7 (step 6): does not hold the SHA",
+            lambda p: edit(p / "steps/000000.jsonl", b'"consumed_samples":40', b'"consumed_samples":41'),
+            "line 8 (step 6): does not hold the SHA",
         ),
         (lambda p: (p / "steps/000000.jsonl").write_bytes(b""), "holds no step log"),
         (lambda p: (p / "states/step-000000020.json").write_bytes(b"{}"), "is not the digest of a state"),
