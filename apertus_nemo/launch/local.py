@@ -82,7 +82,7 @@ def _readable(resolved: ResolvedRecipe) -> str:
 
 
 def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
-    """The folder of the run's data; the embedded one is built in a process of its own the first time."""
+    """The folder of the run's data; the embedded one is built the first time, and verified."""
     if run.data.source == "built":
         assert run.data.path is not None  # `check` has seen to it
         return Path(run.data.path).expanduser().resolve()

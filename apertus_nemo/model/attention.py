@@ -1,7 +1,7 @@
 """Core attention for plain Megatron on torch's scaled_dot_product_attention.
 
-Megatron's own one holds all [batch, heads, sequence, sequence] scores and repeats keys and values. Here neither
-happens: queries are grouped by the key/value head that they share, and the heads of a group see it through a view.
+Megatron's own one holds all [batch, heads, sequence, sequence] scores at once and repeats keys and values. Here
+queries come in blocks, grouped by the key/value head that they share, and the heads of a group see it through a view.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apertus_nemo.errors import ApertusError, InputError
+
+_QUERY_BLOCK = 512  # queries at a time on the CPU; bounds the scores to [batch, heads, block, sequence]
 
 
 class CoreAttention(torch.nn.Module):
@@ -66,5 +69,35 @@ class CoreAttention(torch.nn.Module):
         q = query.reshape(length, batch * groups, sharing, width).permute(1, 2, 0, 3)
         k = key.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
         v = value.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
-        context = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale)
+        context = (
+            _exact_causal(q, k, v, self.softmax_scale)
+            if q.device.type == "cpu"
+            else _causal(q, k, v, self.softmax_scale)
+        )
         return context.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+def _exact_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """SDPA's plain kernel, a block of queries at a time.
+
+    On CPUs with AVX-512 the fused kernel of torch 2.13 takes exp() from an approximation good to some 20 bits: seen
+    from one process, the gradient norm under TP=2 was off by 1.8e-6 instead of 3e-7.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        length = q.shape[2]
+        if length <= _QUERY_BLOCK:
+            return _causal(q, k, v, scale)
+        blocks = []
+        for start in range(0, length, _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, length)
+            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).tril(diagonal=start)
+            blocks.append(
+                torch.nn.functional.scaled_dot_product_attention(
+                    q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=mask, scale=scale
+                )
+            )
+        return torch.cat(blocks, dim=2)

@@ -124,7 +124,7 @@ def build_trainer(
         num_nodes=run.trainer.num_nodes,
         plugins=plugins,
         max_steps=steps,
-        limit_train_batches=steps,
+        max_epochs=1,  # the loader holds the run's micro-batches, once
         limit_val_batches=0,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),

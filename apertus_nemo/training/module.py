@@ -6,7 +6,6 @@ NeMo's own `GPTModel` does the same for any GPT; importing it imports all of `ne
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
+from apertus_nemo.data.dataset import sample_digest
 from apertus_nemo.model.config import build_model, transformer_config_kwargs
 from apertus_nemo.optim.module import ApertusOptimizerModule
 from apertus_nemo.recipe.schema import RunConfig
@@ -51,7 +51,8 @@ class ApertusModule(pl.LightningModule):
         """One micro-batch: tokens, labels, loss_mask, position_ids, each [micro batch, sequence]."""
         item = next(batches)
         batch: Batch = item[0] if isinstance(item, tuple) else item
-        self.sample_digests += [_sample_digest(batch, row) for row in range(batch["tokens"].shape[0])]
+        for row in range(batch["tokens"].shape[0]):
+            self.sample_digests.append(sample_digest({name: value[row] for name, value in batch.items()}))
         if self.run_config.trainer.accelerator == "gpu":
             batch = {name: value.cuda(non_blocking=True) for name, value in batch.items()}
         return batch
@@ -78,9 +79,3 @@ class ApertusModule(pl.LightningModule):
         """Keep what NeMo's strategy reports of the step; our own callback writes it to the record."""
         self.values[name] = value
 
-
-def _sample_digest(batch: Batch, row: int) -> bytes:
-    digest = hashlib.sha256()
-    for name in ("tokens", "labels", "loss_mask"):
-        digest.update(batch[name][row].contiguous().numpy().tobytes())
-    return digest.digest()

@@ -71,6 +71,8 @@ class Recorder(pl.Callback):
         """Log the step; digest and save where due."""
         step = trainer.global_step
         first, size = self._plan.batch_at(step)
+        if len(pl_module.sample_digests) * self._run.data_parallel_size != size:
+            raise ApertusError(f"step {step} read {len(pl_module.sample_digests)} samples a replica, not {size} in all")
         batch = _batch_digest(pl_module.sample_digests, self._run)
         last = step == self.last_step
         settings = self._run.trainer
@@ -136,6 +138,4 @@ def _batch_digest(samples: list[bytes], run: RunConfig) -> str:
         micro = run.trainer.micro_batch_size * 32
         count = len(shards[0]) // micro
         samples = [shard[j * micro : (j + 1) * micro] for j in range(count) for shard in shards]
-    if not samples:
-        raise ApertusError("a step without samples: our own fault")
     return hashlib.sha256(b"".join(samples)).hexdigest()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from apertus_nemo.data.manifest import verify
+from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import dumps, sha256_hex
@@ -90,6 +91,8 @@ def train(
         callbacks=[recorder, *callbacks],
     )
     trainer.fit(DataModel(run, place.corpus, place.cache), ckpt_path=None if checkpoint is None else str(checkpoint))
+    if trainer.global_step != recorder.last_step:
+        raise ApertusError(f"training ended at step {trainer.global_step}, not at step {recorder.last_step}")
     if log is not None:
         log.close()
     torch.distributed.barrier()
