@@ -19,7 +19,7 @@ from typing import Any
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.canonical import is_unknown
-from apertus_nemo.record.files import read_bytes
+from apertus_nemo.record.files import file_sha256, read_bytes
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.state import KINDS, StateDigest, TensorDigest
@@ -264,6 +264,9 @@ def _notes(left: _Run, right: _Run, result: Comparison) -> None:
         if alone:
             steps = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
             result.not_compared.append(f"states that only {label} has a digest of: step {steps}")
+        named = run.log.header.observation_digest
+        if isinstance(named, str) and run.directory.observed.exists() and file_sha256(run.directory.observed) != named:
+            result.notes.append(f"{label}: observed.json is not the one that the log names")
     observations = [run.log.header.observation_digest for run in (left, right)]
     if not all(isinstance(item, str) for item in observations):
         result.not_compared.append("what was observed on the machines (observed.json)")

@@ -47,6 +47,8 @@ ENVIRONMENT = (
     "CUDA_DEVICE_MAX_CONNECTIONS",  # order of communication and computation
     "DNNL_MAX_CPU_ISA",  # oneDNN, older name
     "FLASH_ATTENTION_DETERMINISTIC",
+    "HF_HUB_OFFLINE",  # nothing is fetched at run time
+    "LC_ALL",  # sorting and texts
     "MKL_CBWR",  # MKL's conditional numerical reproducibility
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_NUM_THREADS",
@@ -59,8 +61,15 @@ ENVIRONMENT = (
     "NVTE_FUSED_ATTN",
     "OMP_NUM_THREADS",
     "ONEDNN_MAX_CPU_ISA",
+    "PYTHONHASHSEED",  # order of sets
+    "PYTHONNOUSERSITE",  # packages of the user's home stay out
     "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+    "TORCHDYNAMO_DISABLE",  # fused kernels
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_NCCL_AVOID_RECORD_STREAMS",
+    "TRANSFORMERS_OFFLINE",
+    "TZ",
 )
 
 

@@ -224,6 +224,8 @@ def test_observations(tmp_path: Path) -> None:
     make(tmp_path / "c", observation="c" * 64)
     assert "observed" not in text(compare(tmp_path / "a", tmp_path / "b"))
     assert "  note: the machines' observations (observed.json) differ" in lines(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "observed.json").write_bytes(b"{}")
+    assert "  note: B: observed.json is not the one that the log names" in lines(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_torn_last_line_is_never_identical(tmp_path: Path) -> None:

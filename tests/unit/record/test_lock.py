@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from apertus_nemo.errors import InputError
+from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.recipe.schema import to_tree
 from apertus_nemo.record.canonical import dumps
 from apertus_nemo.record.lock import ENVIRONMENT, FIELDS, RunLock, build_lock, lock_digest
@@ -67,6 +68,15 @@ def test_only_listed_variables_enter_and_no_secret() -> None:
     assert json.loads(lock.to_bytes())["environment"] == {"MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"}
     assert b"SECRET" not in lock.to_bytes()
     assert list(ENVIRONMENT) == sorted(ENVIRONMENT)
+
+
+def test_whatever_the_launcher_pins_is_in_the_lock() -> None:
+    """But for what cannot change a result: where to talk, what to print."""
+    harmless = {"CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "NEMO_LOG_MEMORY_USAGE", "PYTHONUNBUFFERED"}
+    config = example.config()
+    for level in ("native", "avx2"):
+        run = replace(config, reproducibility=replace(config.reproducibility, instruction_set=level))
+        assert set(rank_environment(run, {})) - harmless <= set(ENVIRONMENT)
 
 
 def test_what_is_not_known_says_why() -> None:
