@@ -85,6 +85,12 @@ def _rows(tree: dict[str, Any], prefix: str, depth: int, provenance: dict[str, s
             yield f"{indent}{name}: {scalar(value)}", provenance.get(key, "")
 
 
+def _quoted(text: str) -> str:
+    """A YAML string in double quotes, on one line."""
+    kept = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return '"' + "".join(kept) + '"'
+
+
 def scalar(value: Any) -> str:
     """A value in YAML's flow style, read back the same by YAML 1.1 and 1.2."""
     if value is None or isinstance(value, bool):
@@ -97,7 +103,7 @@ def scalar(value: Any) -> str:
         return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent.lstrip('+-')}"
     if isinstance(value, str):
         plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML
-        return value if plain else json.dumps(value)
+        return value if plain else _quoted(value)
     if isinstance(value, list):
         return "[" + ", ".join(scalar(item) for item in value) + "]"
     if isinstance(value, dict):

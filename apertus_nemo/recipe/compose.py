@@ -31,6 +31,7 @@ from apertus_nemo.recipe.resolvers import HARMLESS, only_harmless_resolvers
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.source import GROUPS, PRIMARY, SCHEMA, RecordingLoader, has_option, make_loader, options
 from apertus_nemo.recipe.suggest import nearest
+from apertus_nemo.recipe.text import shorten
 from apertus_nemo.recipe.values import ALLOWED
 
 DEFAULT_RECIPE = "tiny_pretrain"
@@ -113,15 +114,19 @@ def _setters(parsed: Sequence[Override], loader: RecordingLoader) -> list[Overri
             continue
         key = override.key_or_group
         if override.is_sweep_override():
-            raise InputError(f"the override {override.input_line} is a sweep over several values; add --multirun")
+            raise InputError(
+                f"the override {shorten(str(override.input_line))} is a sweep over several values; add --multirun"
+            )
         is_group = loader.repository.group_exists(key)
         if key == "recipe" and (override.is_delete() or not isinstance(override._value, str)):
-            raise InputError(f"the override {override.input_line} is refused: a run has one recipe; write recipe=NAME")
+            raise InputError(
+                f"the override {shorten(str(override.input_line))} is refused: a run has one recipe; write recipe=NAME"
+            )
         if is_group and not isinstance(override._value, dict):
             _check_option(override, loader)
             continue
         setters.append(override)
-        origin = f" (override {override.input_line})"
+        origin = f" (override {shorten(str(override.input_line))})"
         if override.package is not None or "/" in key:
             faults.append(_unknown_group(key, origin))
             continue
@@ -146,7 +151,7 @@ def _check_option(override: Override, loader: RecordingLoader) -> None:
         return
     if not isinstance(value, (str, list)):
         raise InputError(
-            f"the override {override.input_line} is refused: {group} is a config group; choose one of "
+            f"the override {shorten(str(override.input_line))} is refused: {group} is a config group; choose one of "
             f"{', '.join(options(loader, group))}, or set single values as {group}.KEY=VALUE"
         )
     for name in [value] if isinstance(value, str) else value:
@@ -186,7 +191,7 @@ def _why_not_composed(error: Exception, loader: RecordingLoader, circle: str) ->
     if "nsupported interpolation type" in text:
         where = f"{key}: " if key else ""
         return f"{where}{text}; a recipe may use {', '.join(HARMLESS)} and references to its own keys"
-    return f"{key}: {text}" if key and key not in text else text
+    return shorten(f"{key}: {text}" if key and key not in text else text, 400)
 
 
 def _restore_deleted(tree: Any, defaults: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from apertus_nemo.errors import InputError
-from apertus_nemo.recipe.text import is_callable_key
+from apertus_nemo.recipe.text import callable_key, is_callable_key, shorten
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -60,36 +60,31 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
 
 
 def _why_not_parsed(text: str, error: Exception) -> str:
-    shown = ascii(text)[1:-1] if len(text) <= 80 else ascii(text[:70])[1:-1] + "..."
+    shown = shorten(text)
     if isinstance(error, RecursionError):
         return f"the override {shown} is nested too deeply"
     if "=" not in text and not text.startswith("~"):
         return f"the override {shown} has no value; write {shown}=VALUE, or ~{shown} to remove a value"
     # Hydra's message repeats the override and points below it; its last line of text says what was expected.
     reasons = [line for line in str(error).splitlines() if line.strip(" ^") and not line.startswith("See http")]
-    reason = " ".join(reasons[-1].split())[:160] if reasons else type(error).__name__
-    return f"the override {shown} is not in Hydra's grammar: {ascii(reason)[1:-1]}"
+    reason = " ".join(reasons[-1].split()) if reasons else type(error).__name__
+    return f"the override {shown} is not in Hydra's grammar: {shorten(reason)}"
 
 
 def _refuse(override: Override) -> None:
-    key, text = override.key_or_group, override.input_line
+    key, text = override.key_or_group, shorten(str(override.input_line))
     if not key:
         raise InputError(f"the override {text} has no key; write KEY=VALUE")
     if key == "hydra" or override.is_hydra_override():
         _refuse_hydra(override)
-    for part in key.replace("/", ".").split("."):
-        if is_callable_key(part):
-            raise InputError(f"the override {text} is refused: {part} would call something, and a recipe calls nothing")
-    for path, _ in flatten(override._value):
-        for part in path.split("."):
-            if is_callable_key(part):
-                raise InputError(
-                    f"the override {text} is refused: {part} would call something, and a recipe calls nothing"
-                )
+    parts = [part for part in key.replace("/", ".").split(".") if is_callable_key(part)]
+    found = parts[0] if parts else callable_key(override._value)
+    if found is not None:
+        raise InputError(f"the override {text} is refused: {found} would call something, and a recipe calls nothing")
 
 
 def _refuse_hydra(override: Override) -> None:
-    key, text = override.key_or_group, override.input_line
+    key, text = override.key_or_group, shorten(str(override.input_line))
     allowed = ALLOWED_HYDRA.get(key)
     if allowed is None:
         instead = INSTEAD.get(key, f"only {', '.join(ALLOWED_HYDRA)} may be set")

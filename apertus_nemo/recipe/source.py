@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe import typed
 from apertus_nemo.recipe.locate import packaged_recipes
-from apertus_nemo.recipe.text import read_recipe
+from apertus_nemo.recipe.text import read_recipe, where_not_yaml
 
 # The primary config: the schema's defaults, with the recipe on top.
 PRIMARY = "apertus_nemo_schema"
@@ -71,8 +71,7 @@ class RecipeSource(ConfigSource):
             header = self._get_header_dict(text[:512])
             config = OmegaConf.create(text)
         except yaml.MarkedYAMLError as error:
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise InputError(f"{label}{line}: {error.problem}") from None
+            raise InputError(where_not_yaml(label, error)) from None
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{label}: {str(error).splitlines()[0]}") from None
         if not OmegaConf.is_dict(config):

@@ -46,6 +46,10 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     holding = [choice for choice in known if word in choice]
     if len(holding) == 1:
         return holding[0]
-    for found in get_close_matches(last, sorted(by_last), n=1, cutoff=0.6):
+    section = word.rpartition(".")[0]
+    in_section = {choice.rsplit(".", 1)[-1]: choice for choice in known if choice.rpartition(".")[0] == section}
+    for found in get_close_matches(last, sorted(in_section), n=1, cutoff=0.6):
+        return in_section[found]
+    for found in get_close_matches(last, sorted(by_last), n=1, cutoff=0.75):
         return by_last[found]
     return None

@@ -7,6 +7,7 @@ A recipe is data. It is read as plain YAML: no tags (they build Python objects),
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,32 @@ def is_callable_key(key: object) -> bool:
     return isinstance(key, str) and CALLABLE_KEY.fullmatch(key) is not None
 
 
+def callable_key(value: object) -> str | None:
+    """The first key, at any depth, by which Hydra would call something."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            text = getattr(key, "text", key)  # a quoted key of an override
+            found = text if is_callable_key(text) else callable_key(item)
+            if found is not None:
+                return str(found)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return next((found for found in map(callable_key, value) if found is not None), None)
+    return None
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """A user's text for a message: on one line, without control characters, not too long."""
+    if len(text) > limit:
+        text = f"{text[: limit - 20]}...{text[-10:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def where_not_yaml(label: str, error: yaml.MarkedYAMLError) -> str:
+    """ "file, line 3: what is wrong"."""
+    line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return f"{label}{line}: " + ", ".join(part for part in (error.context, error.problem) if part)
+
+
 def read_recipe(path: Path, label: str) -> str:
     """The text of a recipe file; InputError, naming `label` and the line, for what does not belong into one."""
     try:
@@ -41,8 +68,7 @@ def read_recipe(path: Path, label: str) -> str:
     try:
         _refuse(text, label)
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{label}{line} is not YAML: {error.problem}") from None
+        raise InputError(f"{where_not_yaml(label, error)}; this is not YAML") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{label} is not YAML: {str(error).splitlines()[0]}") from None
     return text

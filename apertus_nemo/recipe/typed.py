@@ -21,6 +21,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.recipe import schema
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.suggest import nearest
+from apertus_nemo.recipe.text import shorten
 from apertus_nemo.recipe.values import ALLOWED
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -108,7 +109,7 @@ def _origin(key: str, where: Mapping[str, str]) -> str:
     probe = key
     while probe:
         if probe in where:
-            return f" ({where[probe]})"
+            return f" ({shorten(where[probe])})"
         probe = probe.rpartition(".")[0]
     return ""
 
@@ -117,7 +118,7 @@ def unknown_key(key: str, origin: str = "") -> str:
     """The message for a key that no recipe has."""
     found = nearest(rule_key(key), {*ALLOWED, *leaf_keys()})
     hint = f"; did you mean {found}?" if found else "; `apertus-nemo show` prints all keys"
-    return f"{key}{origin} is not a key of a recipe{hint}"
+    return f"{shorten(key)}{origin} is not a key of a recipe{hint}"
 
 
 def _dataclass(cls: Any, tree: object, key: str, where: Mapping[str, str], faults: list[str]) -> Any:
