@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.errors import ApertusError
 
 _QUERY_BLOCK = 512  # queries at a time on the CPU; bounds the scores to [batch, heads, block, sequence]
 
 
 class CoreAttention(torch.nn.Module):
-    """Causal attention with grouped queries; has no parameters and no dropout.
-
-    Built by Megatron's `SelfAttention`. Raises InputError for what it cannot do: context parallelism,
-    attention dropout.
-    """
+    """Causal attention with grouped queries, built by Megatron's `SelfAttention`; no parameters, no dropout."""
 
     def __init__(
         self,
@@ -38,13 +34,9 @@ class CoreAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         if config.context_parallel_size != 1:
-            raise InputError(
-                f"parallel.context_parallel_size is {config.context_parallel_size}: layer_spec=local does not cut "
-                "the sequence yet; set it to 1"
-            )
-        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        if dropout:
-            raise InputError(f"attention dropout is {dropout}: Apertus has none")
+            raise ApertusError("core attention does not know context parallelism: config.py refuses it")
+        if config.attention_dropout or attention_dropout:
+            raise ApertusError("core attention has no dropout: Apertus has none")
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
 
     def forward(

@@ -15,21 +15,37 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from apertus_nemo.errors import ApertusError
+from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.model.init import initialise
 from apertus_nemo.model.layer_spec import check_layer_spec, layer_spec
 from apertus_nemo.model.layout import partition_dim
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
 
 
+def _check(run: RunConfig) -> None:
+    """Refuse, before anything is built, what no module here can do."""
+    model, parallel = run.model, run.parallel
+    check_layer_spec(model.layer_spec)
+    if model.xielu_tensor_parallel_gradient != "as_intended":
+        raise InputError(
+            f"model.xielu_tensor_parallel_gradient is {model.xielu_tensor_parallel_gradient!r}: "
+            "only 'as_intended' exists so far"
+        )
+    if model.layer_spec == "local" and parallel.context_parallel_size != 1:
+        raise InputError(
+            f"parallel.context_parallel_size is {parallel.context_parallel_size}: model.layer_spec=local does not cut "
+            "the sequence yet; set it to 1"
+        )
+
+
 def transformer_config_kwargs(run: RunConfig) -> dict[str, Any]:
     """Arguments of Megatron's TransformerConfig for a recipe.
 
     Every setting that would fuse, compile or draw at random is spelled out.
-    Raises InputError or UnfitEnvironment for a layer specification that cannot be built here.
+    Raises InputError or UnfitEnvironment for what cannot be built here.
     """
+    _check(run)
     model, parallel = run.model, run.parallel
-    check_layer_spec(model.layer_spec)
     on_gpu = run.trainer.accelerator == "gpu"
     dtype = torch.bfloat16 if run.trainer.precision == "bf16" else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None

@@ -18,8 +18,6 @@ from megatron.core import parallel_state
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
-from apertus_nemo.errors import InputError
-
 
 def _not_above(values: Tensor, x: Tensor, bound: float) -> Tensor:
     """values where x <= bound, else 0; exact. On the CPU many times faster than torch.where and a mask."""
@@ -85,15 +83,8 @@ class XIELU(torch.nn.Module):
     (Megatron would sum again), and `tensor_model_parallel` is False: the gradient norm counts them once.
     """
 
-    def __init__(
-        self, config: Any, *, beta: float = 0.5, eps: float = -1e-6, tensor_parallel_gradient: str = "as_intended"
-    ) -> None:
+    def __init__(self, config: Any, *, beta: float = 0.5, eps: float = -1e-6) -> None:
         super().__init__()
-        if tensor_parallel_gradient != "as_intended":
-            raise InputError(
-                f"model.xielu_tensor_parallel_gradient is {tensor_parallel_gradient!r}: "
-                "only 'as_intended' exists so far"
-            )
         self.beta, self.eps = beta, eps
         self.alpha_p = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
         self.alpha_n = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype))

@@ -58,15 +58,16 @@ def run_config(
     )
 
 
-def start(rank: int, world_size: int, run: RunConfig) -> None:
-    """Process group and Megatron's groups of this rank."""
+def start(rank: int, world_size: int, run: RunConfig, *, compute: bool = True) -> None:
+    """Process group and Megatron's groups of this rank; with `compute`, all that Megatron needs for a step."""
     from megatron.core import parallel_state, tensor_parallel
 
     import apertus_nemo.model.config  # noqa: F401  (before "cuda" is aliased: upstream compiles functions on import)
     from apertus_nemo.training.device import alias_cuda
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    alias_cuda(ranks=world_size)
+    if compute:
+        alias_cuda(ranks=world_size)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", rank=rank, world_size=world_size, init_method=f"file://{os.environ['RENDEZVOUS_FILE']}"
@@ -77,7 +78,8 @@ def start(rank: int, world_size: int, run: RunConfig) -> None:
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    if compute:
+        tensor_parallel.model_parallel_cuda_manual_seed(1)
 
 
 def chunks_of(run: RunConfig, config: Any = None) -> list[Any]:
@@ -406,7 +408,7 @@ def norm(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
-def attention(rank: int, world_size: int) -> dict[str, Any]:
+def attention(rank: int, world_size: int, length: int) -> dict[str, Any]:
     """Our core attention against softmax in float64; and the largest tensor that it made."""
     from types import SimpleNamespace
 
@@ -424,7 +426,7 @@ def attention(rank: int, world_size: int) -> dict[str, Any]:
                     Largest.size = max(Largest.size, item.numel())
             return result
 
-    length, batch, heads, groups, width = 96, 2, 6, 2, 8
+    batch, heads, groups, width = 2, 6, 2, 8
     config = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=width)
     core = CoreAttention(config, 1, None, "self")
     generator = torch.Generator().manual_seed(2)
@@ -450,7 +452,7 @@ def attention(rank: int, world_size: int) -> dict[str, Any]:
         "value": float((result - reference).abs().max()),
         "gradient": float((mixed.grad - wide.grad).abs().max() / wide.grad.abs().max()),
         "largest": Largest.size,
-        "scores": batch * heads * length * length,
+        "row": batch * heads * length,
     }
 
 
@@ -475,3 +477,100 @@ def checkpoint(rank: int, world_size: int, folder: str, save: bool, **parallel: 
         chunk.load_state_dict({k: v for k, v in loaded.items() if not k.endswith("_extra_state")}, strict=True)
     held = to_published(chunks, run.model, lambda p: p)
     return {name: array.ravel().tolist() for name, array in held.items() if ".act_fn." in name or "norm" in name}
+
+
+def meta(rank: int, world_size: int, **model: Any) -> dict[str, int]:
+    """Parameters of a whole model at full size, as shapes only; each is checked against the layout."""
+    run = run_config(**model)
+    start(rank, world_size, run, compute=False)
+    with torch.device("meta"):
+        (chunk,) = chunks_of(run)
+    held = 0
+    for piece, values in blocks(chunk, run.model, dict(chunk.named_parameters())):
+        assert values.is_meta
+        assert tuple(values.shape) == (piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0]), piece.name
+        held += values.numel()
+    return {"parameters": sum(p.numel() for p in chunk.parameters()), "held": held}
+
+
+def bf16(rank: int, world_size: int) -> dict[str, Any]:
+    """A bf16 model: its initial scalars, its types, and its loss beside that of the float32 model."""
+    from apertus_nemo.model.config import build_model
+
+    run = run_config()
+    start(rank, world_size, run)
+    half = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, precision="bf16"))
+    x, y = tokens()
+    wide, narrow = (build_model(each) for each in (run, half))
+    losses = [model(x, None, None, labels=y).mean() for model in (wide, narrow)]
+    losses[1].backward()
+    activation = narrow.decoder.layers[2].mlp.activation_func
+    return {
+        "types": sorted({str(p.dtype) for p in narrow.parameters()}),
+        "rounded": all(
+            torch.equal(n, w.to(torch.bfloat16))
+            for (name, n), w in zip(narrow.named_parameters(), wide.parameters(), strict=True)
+            if "alpha" not in name
+        ),
+        "alphas": [activation.alpha_p.item(), activation.alpha_n.item()],
+        "losses": [loss.item() for loss in losses],
+        "gradients": all(p.grad is not None and bool(p.grad.isfinite().all()) for p in narrow.parameters()),
+    }
+
+
+def refusals(rank: int, world_size: int) -> dict[str, list[Any]]:
+    """Error class, exit code and message of settings that cannot be built."""
+    from apertus_nemo.errors import ApertusError
+    from apertus_nemo.model.config import build_model, transformer_config_kwargs
+
+    run = run_config()
+    found: dict[str, list[Any]] = {}
+
+    def attempt(name: str, function: Any, *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except ApertusError as error:
+            found[name] = [type(error).__name__, error.exit_code, str(error)]
+
+    attempt("unstarted", build_model, run)
+    start(rank, world_size, run)
+    attempt("unknown", transformer_config_kwargs, run_config(layer_spec="flash"))
+    attempt("transformer_engine", transformer_config_kwargs, run_config(layer_spec="transformer_engine"))
+    attempt("as_published", transformer_config_kwargs, run_config(xielu_tensor_parallel_gradient="as_published"))
+    cut = dataclasses.replace(run, parallel=ParallelConfig(context_parallel_size=2))
+    attempt("context", transformer_config_kwargs, cut)
+    return found
+
+
+def transformer_engine(rank: int, world_size: int) -> dict[str, Any]:
+    """On a GPU: the two layer specifications with the same initial weights, in bf16."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    from apertus_nemo.model.config import build_model
+
+    run = run_config(head_dim=64, hidden_size=256, num_attention_heads=4, ffn_hidden_size=512)
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, precision="bf16", accelerator="gpu"))
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+    torch.distributed.init_process_group(
+        "nccl", rank=rank, world_size=world_size, init_method=f"file://{os.environ['RENDEZVOUS_FILE']}"
+    )
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    x, y = (t.cuda() for t in tokens())
+    losses, gradients = [], []
+    for spec in ("local", "transformer_engine"):
+        chunk = build_model(dataclasses.replace(run, model=dataclasses.replace(run.model, layer_spec=spec)))
+        loss = chunk(x, None, None, labels=y).mean()
+        loss.backward()
+        losses.append(loss.item())
+        named = {name: p.grad.cpu() for name, p in chunk.named_parameters()}
+        gradients.append({piece.name: values for piece, values in blocks(chunk, run.model, named)})
+    return {
+        "losses": losses,
+        "names": [sorted(each) for each in gradients],
+        "cosines": {
+            name: float(torch.nn.functional.cosine_similarity(value.flatten().float(), other.flatten().float(), dim=0))
+            for name, value in gradients[0].items()
+            for other in (gradients[1][name],)
+        },
+    }
