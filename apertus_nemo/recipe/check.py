@@ -199,18 +199,12 @@ def learning_rates(c: RunConfig) -> Iterator[Finding]:
 
 @rule
 def slow_average_is_slower(c: RunConfig) -> Iterator[Finding]:
-    """AdEMAMix's second average has the longer memory; its warm-up goes from beta1 to beta3 in half-lives."""
+    """AdEMAMix's second average has the longer memory; its warm-up goes from beta1 up to beta3."""
     if c.optim.beta3 < c.optim.beta1:
         yield Finding(
             ("optim.beta3", "optim.beta1"),
             "the slow average would forget faster than the fast one",
             "make beta3 at least beta1 (Apertus: 0.9999 and 0.9)",
-        )
-    if c.optim.beta3_warmup_steps and min(c.optim.beta1, c.optim.beta3) == 0:
-        yield Finding(
-            ("optim.beta3_warmup_steps", "optim.beta1", "optim.beta3"),
-            "the warm-up is linear in the half-life, and an average with beta 0 has none",
-            "set optim.beta3_warmup_steps=0, or betas above 0",
         )
 
 
@@ -412,14 +406,25 @@ def cpu(c: RunConfig) -> Iterator[Finding]:
 
 
 @rule
-def overlap(c: RunConfig) -> Iterator[Finding]:
-    """Megatron gathers parameters early only where it reduces gradients early, and shards the optimizer."""
-    p = c.parallel
-    if p.overlap_param_gather and not (p.distributed_optimizer and p.overlap_grad_reduce):
+def sharded_optimizer(c: RunConfig) -> Iterator[Finding]:
+    """AdEMAMix is made for Megatron's distributed optimizer alone."""
+    if not c.parallel.distributed_optimizer:
         yield Finding(
-            ("parallel.overlap_param_gather", "parallel.distributed_optimizer", "parallel.overlap_grad_reduce"),
-            "parameters are gathered early only by a distributed optimizer that reduces gradients early too",
-            "set both to true, or parallel.overlap_param_gather=false",
+            ("parallel.distributed_optimizer", "optim.name"),
+            "AdEMAMix's three states are kept by Megatron's distributed optimizer only",
+            "set parallel.distributed_optimizer=true",
+        )
+
+
+@rule
+def overlap(c: RunConfig) -> Iterator[Finding]:
+    """Megatron gathers parameters early only where it reduces gradients early."""
+    p = c.parallel
+    if p.overlap_param_gather and not p.overlap_grad_reduce:
+        yield Finding(
+            ("parallel.overlap_param_gather", "parallel.overlap_grad_reduce"),
+            "parameters are gathered early only where gradients are reduced early",
+            "set both to true, or both to false",
         )
 
 

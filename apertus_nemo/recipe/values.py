@@ -12,13 +12,12 @@ INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True)
 class Allowed:
-    """A closed range (open below where `above`), or a list of choices, and the reason for it."""
+    """A closed range (without its lower end where `above`), or a list of choices, and the reason for it."""
 
     reason: str
     low: float | None = None
     high: float | None = None
     above: bool = False  # low itself is not allowed
-    below: bool = False  # high itself is not allowed
     choices: tuple[str, ...] = ()
 
     def admits(self, value: object) -> bool:
@@ -28,7 +27,7 @@ class Allowed:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
-        high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
+        high_ok = self.high is None or value <= self.high
         return low_ok and high_ok
 
     def describe(self) -> str:
@@ -37,7 +36,7 @@ class Allowed:
             quoted = [f'"{choice}"' for choice in self.choices]
             return " or ".join(quoted) if len(quoted) < 3 else "one of " + ", ".join(quoted)
         low = "" if self.low is None else f"{'above' if self.above else 'of at least'} {self.low}"
-        high = "" if self.high is None else f"{'below' if self.below else 'at most'} {self.high}"
+        high = "" if self.high is None else f"at most {self.high}"
         return " and ".join(part for part in (low, high) if part)
 
 
@@ -53,7 +52,7 @@ _SEED = Allowed("generators take a seed of 63 bits", low=0, high=INT64_MAX)
 _SWITCH = Allowed("it is on or off")
 _STEPS = Allowed("it counts steps", low=0, high=1 << 40)
 _SAMPLES = Allowed("it counts samples", low=0, high=1 << 50)
-_BETA = Allowed("it is the decay of an average; at 1 nothing would ever enter it", low=0, high=1, below=True)
+_BETA = Allowed("the average that it decays has a half-life, log(0.5) / log(beta + 1e-8)", low=0, high=0.9999999)
 _RATE = Allowed("a step goes down the gradient, by a bounded amount", low=0, high=1)
 _RANKS = _size("it counts ranks", high=1 << 20)
 

@@ -120,12 +120,6 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"optim__beta3": 0.9},
     ),
     (
-        "slow_average_is_slower",
-        {"optim__beta1": 0.0},
-        "optim.beta3_warmup_steps=100000, optim.beta1=0.0, optim.beta3=0.9999: the warm-up is linear in the half-life, and an average with beta 0 has none; set optim.beta3_warmup_steps=0, or betas above 0",
-        {"optim__beta1": 0.0, "optim__beta3_warmup_steps": 0},
-    ),
-    (
         "schedule_fits",
         {"schedule__warmup_samples": 321, "schedule__decay_samples": 320},
         "schedule.train_samples=640, schedule.warmup_samples=321, schedule.decay_samples=320: warm-up and decay together need 641 samples; shorten one of them, or train on more samples",
@@ -265,12 +259,18 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     (
         "overlap",
         {"parallel__overlap_param_gather": True, "trainer__accelerator": "gpu"},
-        "parallel.overlap_param_gather=true, parallel.distributed_optimizer=true, parallel.overlap_grad_reduce=false: parameters are gathered early only by a distributed optimizer that reduces gradients early too; set both to true, or parallel.overlap_param_gather=false",
+        "parallel.overlap_param_gather=true, parallel.overlap_grad_reduce=false: parameters are gathered early only where gradients are reduced early; set both to true, or both to false",
         {
             "parallel__overlap_param_gather": True,
             "parallel__overlap_grad_reduce": True,
             "trainer__accelerator": "gpu",
         },
+    ),
+    (
+        "sharded_optimizer",
+        {"parallel__distributed_optimizer": False},
+        "parallel.distributed_optimizer=false, optim.name=ademamix: AdEMAMix's three states are kept by Megatron's distributed optimizer only; set parallel.distributed_optimizer=true",
+        {},
     ),
     (
         "local_cluster",

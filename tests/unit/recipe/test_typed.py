@@ -63,9 +63,7 @@ def strategy(kind: Any, key: str) -> st.SearchStrategy[Any]:
         assert row.high is not None
         return st.integers(int(row.low), int(row.high))
     if kind is float:
-        return st.floats(
-            row.low, row.high, exclude_min=row.above, exclude_max=row.below, allow_nan=False, allow_infinity=False
-        )
+        return st.floats(row.low, row.high, exclude_min=row.above, allow_nan=False, allow_infinity=False)
     return st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
 
