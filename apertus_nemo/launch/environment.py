@@ -9,13 +9,12 @@ from collections.abc import Mapping
 
 from apertus_nemo.recipe.schema import RunConfig
 
-# From the shell: where things are. None of these enters arithmetic.
+# From the shell: where things are. None of these enters arithmetic; LD_LIBRARY_PATH could, and stays out.
 ALLOWED: dict[str, str] = {
     "PATH": "programs that libraries start",
     "HOME": "caches of libraries",
     "USER": "names the owner of caches",
     "TMPDIR": "temporary files",
-    "LD_LIBRARY_PATH": "where a site keeps libraries",
     "SSL_CERT_FILE": "certificates of a site",
 }
 

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import apertus_nemo
+from apertus_nemo.data import manifest
 from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
 from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.launch.show import Display
-from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.data import manifest
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
+from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.record.lock import build_lock
 from apertus_nemo.record.run_dir import RunDirectory
 
@@ -78,7 +78,8 @@ def train(resolved: ResolvedRecipe, run_directory: Path, *, cache: Path, display
 def _readable(resolved: ResolvedRecipe) -> str:
     import yaml
 
-    return "# For reading; lock.json decides.\n" + yaml.safe_dump(resolved.tree, sort_keys=False)
+    text: str = yaml.safe_dump(resolved.tree, sort_keys=False)
+    return "# For reading; lock.json decides.\n" + text
 
 
 def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
@@ -122,7 +123,13 @@ class _Ranks:
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "apertus_nemo.training.worker", str(directory.path.resolve()), str(attempt)],
+                        [
+                            sys.executable,
+                            "-m",
+                            "apertus_nemo.training.worker",
+                            str(directory.path.resolve()),
+                            str(attempt),
+                        ],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=output,

@@ -13,7 +13,7 @@ import fiddle
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from apertus_nemo.data.loader import training_loader
 from apertus_nemo.recipe.batches import BatchPlan
@@ -24,7 +24,7 @@ from apertus_nemo.training.sampler import PlanSampler
 from apertus_nemo.training.strategy import ApertusStrategy
 
 
-class Trainer(nl.Trainer):
+class Trainer(nl.Trainer):  # type: ignore[misc]
     """NeMo's trainer without the copy of its arguments for NeMo's `context/` folder, which is never written."""
 
     def io_init(self, **kwargs: Any) -> Any:
@@ -76,14 +76,15 @@ class RankEnvironment(LightningEnvironment):
 class DataModel(ApertusModule):
     """ApertusModule that also opens its data, once the process groups exist."""
 
-    def __init__(self, run: RunConfig, corpus: Path, cache: Path) -> None:
+    def __init__(self, run: RunConfig, corpus: Path, cache: Path, *, first_step: int = 1) -> None:
+        """`first_step`: the 1-based step that is done first, one more than a checkpoint's."""
         super().__init__(run)
         self._corpus, self._cache = corpus, cache
-        self.first_step = 1
+        self._first_step = first_step
 
     def train_dataloader(self) -> Any:
-        """This rank's micro-batches from the first step that is to be done."""
-        return training_loader(self.run_config, self._corpus, cache=self._cache, first_step=self.first_step)
+        """This rank's micro-batches from the first step on."""
+        return training_loader(self.run_config, self._corpus, cache=self._cache, first_step=self._first_step)
 
 
 def prepare_process(run: RunConfig) -> None:
@@ -97,7 +98,8 @@ def prepare_process(run: RunConfig) -> None:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         # Megatron fills what it reads; filling fresh memory costs time and hides nothing here.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False
 
 
 def build_trainer(

@@ -13,9 +13,26 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from apertus_nemo.record.canonical import dumps
-from apertus_nemo.record.files import tree_manifest, write_atomic
+from apertus_nemo.errors import InputError
+from apertus_nemo.record.canonical import dumps, loads_canonical
+from apertus_nemo.record.files import read_bytes, tree_manifest, write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
+
+_MANIFEST = "manifest.json"
+_MANIFEST_VERSION = 1
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024  # a line a file: ranks times writers
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step whose end a committed checkpoint holds. Raises InputError where `folder` is not one."""
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is not a checkpoint: it holds no {_MANIFEST}; give a folder of checkpoints/")
+    tree = loads_canonical(read_bytes(path, max_bytes=_MAX_MANIFEST_BYTES), what=str(path))
+    if not isinstance(tree, dict) or tree.get("version") != _MANIFEST_VERSION or type(tree.get("step")) is not int:
+        raise InputError(f"{path} is not the manifest of a checkpoint of version {_MANIFEST_VERSION}")
+    step: int = tree["step"]
+    return step
 
 
 def save_checkpoint(trainer: pl.Trainer, directory: RunDirectory, *, attempt: int, step: int) -> Path:
@@ -30,7 +47,8 @@ def save_checkpoint(trainer: pl.Trainer, directory: RunDirectory, *, attempt: in
     trainer.strategy.save_checkpoint(state, partial)
     torch.distributed.barrier()
     if rank == 0:
-        write_atomic(partial / "manifest.json", dumps({"version": 1, "step": step, "files": tree_manifest(partial)}))
+        manifest = {"version": _MANIFEST_VERSION, "step": step, "files": tree_manifest(partial)}
+        write_atomic(partial / _MANIFEST, dumps(manifest))
         if final.exists():
             shutil.rmtree(final)
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,10 @@ import torch
 
 # Functions of the torch namespace that upstream calls with a device.
 _CREATORS = (
-    "arange as_tensor asarray empty empty_like empty_strided eye full full_like linspace normal ones ones_like "
-    "rand rand_like randint randn randn_like randperm scalar_tensor tensor zeros zeros_like"
-).split()
+    *("arange", "as_tensor", "asarray", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace"),
+    *("normal", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm"),
+    *("scalar_tensor", "tensor", "zeros", "zeros_like"),
+)
 
 _CPU = torch.device("cpu")
 _installed = False

@@ -59,12 +59,13 @@ class ApertusModule(pl.LightningModule):
 
     def forward_step(self, batch: Batch) -> torch.Tensor:
         """The forward pass of this pipeline stage for one micro-batch."""
-        return self(
+        output: torch.Tensor = self(
             input_ids=batch["tokens"],
             position_ids=batch["position_ids"],
             attention_mask=None,
             labels=batch["labels"] if parallel_state.is_pipeline_last_stage() else None,
         )
+        return output
 
     def training_step(self, batch: Batch, batch_idx: int | None = None) -> torch.Tensor:
         """The forward pass of the last pipeline stage; Megatron computes the loss in it."""
@@ -78,4 +79,3 @@ class ApertusModule(pl.LightningModule):
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
         """Keep what NeMo's strategy reports of the step; our own callback writes it to the record."""
         self.values[name] = value
-

@@ -20,7 +20,7 @@ def observe(run: RunConfig) -> dict[str, Any]:
         "cpu_model": _cpu_model(Path("/proc/cpuinfo")),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads_per_rank": torch.get_num_threads(),
-        "mkl": torch.backends.mkl.is_available(),
+        "mkl": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
         "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import megatron.core.dist_checkpointing  # noqa: F401
-import megatron.core.models.gpt.gpt_model  # noqa: F401
+import megatron.core.dist_checkpointing
+import megatron.core.models.gpt.gpt_model
 import megatron.core.optimizer  # noqa: F401
 import nemo.lightning  # noqa: F401

@@ -5,6 +5,7 @@ Called on every rank, since digests and checkpoints are collective; rank 0 write
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -21,6 +22,7 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.record.files import write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.state import StateDigest
 from apertus_nemo.record.step_log import StepLogWriter, StepRecord
 from apertus_nemo.training.checkpoint import save_checkpoint
 from apertus_nemo.training.module import ApertusModule
@@ -41,6 +43,7 @@ class Recorder(pl.Callback):
         self._attempt = attempt
         self._log = log
         self._progress = progress
+        self._consumed = 0  # samples
         self._tokens, self._started = 0, 0.0
 
     @property
@@ -53,54 +56,54 @@ class Recorder(pl.Callback):
         """Digest the state that training starts from."""
         step = trainer.global_step
         if step == 0:
-            digest = self._state_digest(trainer, 0)
-            if self._log is not None:
-                self._log.append(StepRecord(step=0, state_digest=digest))
+            self._write(StepRecord(step=0), state_digest(trainer, self._run, 0))
+        self._consumed = self._plan.consumed_samples(step)
         self._progress.send("phase", text="first step")
         self._started = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: ApertusModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Set learning rate, alpha and beta3 of the step that begins."""
         step = trainer.global_step + 1
+        assert isinstance(pl_module, ApertusModule)
         pl_module.values.clear()
         pl_module.sample_digests.clear()
         for optimizer in trainer.optimizers:
-            apply_schedule(optimizer, self._run, step, self._plan.batch_at(step)[0])
+            apply_schedule(optimizer, self._run, step, self._consumed)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ApertusModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Log the step; digest and save where due."""
         step = trainer.global_step
         first, size = self._plan.batch_at(step)
-        if len(pl_module.sample_digests) * self._run.data_parallel_size != size:
-            raise ApertusError(f"step {step} read {len(pl_module.sample_digests)} samples a replica, not {size} in all")
+        assert isinstance(pl_module, ApertusModule)
+        read = len(pl_module.sample_digests) * self._run.data_parallel_size
+        if read != size:
+            raise ApertusError(f"step {step} read {read} samples, and the plan says {size}")
+        self._consumed += read
         batch = _batch_digest(pl_module.sample_digests, self._run)
         last = step == self.last_step
         settings = self._run.trainer
         save = last or (settings.checkpoint_every_steps > 0 and step % settings.checkpoint_every_steps == 0)
         every = self._run.reproducibility.state_digest_every_steps
-        digest = self._state_digest(trainer, step) if save or (every > 0 and step % every == 0) else None
+        state = state_digest(trainer, self._run, step) if save or (every > 0 and step % every == 0) else None
         loss = float(pl_module.values["reduced_train_loss"])
         grad_norm = float(pl_module.values["grad_norm"])
         rate = learning_rate(self._run, first)
-        if self._log is not None:
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise UnfitEnvironment(
-                    f"step {step}: loss is {loss}, gradient norm is {grad_norm}: "
-                    f"lower optim.lr, or check the data of samples {first} to {first + size - 1}"
-                )
-            self._log.append(
-                StepRecord(
-                    step=step,
-                    consumed_samples=first + size,
-                    consumed_tokens=(first + size) * self._run.data.seq_length,
-                    global_batch_size=size,
-                    loss=loss,
-                    grad_norm=grad_norm,
-                    learning_rate=rate,
-                    batch_digest=batch,
-                    state_digest=digest,
-                )
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)) and self._log is not None:
+            raise UnfitEnvironment(
+                f"step {step}: loss is {loss}, gradient norm is {grad_norm}: "
+                f"lower optim.lr, or check the data of samples {first} to {first + size - 1}"
             )
+        record = StepRecord(
+            step=step,
+            consumed_samples=self._consumed,
+            consumed_tokens=self._consumed * self._run.data.seq_length,
+            global_batch_size=size,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            batch_digest=batch,
+        )
+        self._write(record, state)
         self._tokens += size * self._run.data.seq_length
         self._progress.send(
             "step",
@@ -118,11 +121,13 @@ class Recorder(pl.Callback):
             self._progress.send("phase", text=f"saving checkpoint of step {step}")
             save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step)
 
-    def _state_digest(self, trainer: pl.Trainer, step: int) -> str:
-        state = state_digest(trainer, self._run, step)
-        if self._log is not None:
-            write_atomic(self._directory.state(step), state.to_bytes())
-        return state.digest
+    def _write(self, record: StepRecord, state: StateDigest | None) -> None:
+        """Log the step, or hold it against what was logged; then write the tensors' digests."""
+        if self._log is None:
+            return
+        self._log.append(record if state is None else dataclasses.replace(record, state_digest=state.digest))
+        if state is not None:
+            write_atomic(self._directory.state(record.step), state.to_bytes())
 
 
 def _batch_digest(samples: list[bytes], run: RunConfig) -> str:

@@ -20,6 +20,7 @@ from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
+from apertus_nemo.training.checkpoint import checkpoint_step
 from apertus_nemo.training.observe import observe
 from apertus_nemo.training.progress import Progress
 from apertus_nemo.training.recorder import Recorder
@@ -68,17 +69,17 @@ def train(
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
-    """Train to the end, from `checkpoint` if one is given; collective over the ranks of the run.
+    """Train to the end, from the step after `checkpoint` if one is given; collective over the ranks of the run.
 
     `prepare_process(run)` must have run. Rank 0 writes the record.
     """
+    done = 0 if checkpoint is None else checkpoint_step(checkpoint)
     log = None
     if place.rank == 0:
         observed = dumps(observe(run))
-        write_atomic(directory.observed, observed)
-        header = StepLogHeader(
-            lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed)
-        )
+        if not directory.observed.exists():
+            write_atomic(directory.observed, observed)
+        header = StepLogHeader(lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed))
         log = StepLogWriter.open(directory.steps, header)
     recorder = Recorder(
         run, directory, attempt=place.attempt, log=log, progress=progress if log is not None else Progress(None)
@@ -90,7 +91,8 @@ def train(
         rendezvous=place.rendezvous,
         callbacks=[recorder, *callbacks],
     )
-    trainer.fit(DataModel(run, place.corpus, place.cache), ckpt_path=None if checkpoint is None else str(checkpoint))
+    model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
+    trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
     if trainer.global_step != recorder.last_step:
         raise ApertusError(f"training ended at step {trainer.global_step}, not at step {recorder.last_step}")
     if log is not None:

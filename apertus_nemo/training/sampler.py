@@ -7,6 +7,7 @@ calculator that is global to the process. Here both follow from the step and the
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
@@ -16,7 +17,7 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 
 
-class PlanStep(MegatronStep):
+class PlanStep(MegatronStep):  # type: ignore[misc]
     """NeMo's MegatronStep without distillation, whose shapes upstream asks ModelOpt for in every step."""
 
     @property
@@ -25,7 +26,7 @@ class PlanStep(MegatronStep):
         return None
 
 
-class PlanSampler(DataSampler):
+class PlanSampler(DataSampler):  # type: ignore[misc]
     """A NeMo DataSampler whose geometry is the run's BatchPlan."""
 
     def __init__(self, run: RunConfig) -> None:
@@ -35,7 +36,7 @@ class PlanSampler(DataSampler):
     def setup(self, global_rank: int) -> None:
         """Nothing to prepare: there is no state."""
 
-    def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
+    def transform_dataloader(self, dataloader: DataLoader[Any], consumed_samples: int = 0) -> DataLoader[Any]:
         """The loader already yields this rank's micro-batches in order."""
         return dataloader
 

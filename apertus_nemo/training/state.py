@@ -6,6 +6,8 @@ lanes are: docs/state-digest.md; which block of which tensor a rank holds: `mode
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from megatron.core import parallel_state
 
@@ -27,7 +29,8 @@ def state_digest(trainer: pl.Trainer, run: RunConfig, step: int) -> StateDigest:
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
     found: list[Contribution] = []
     layout: dict[tuple[int, str], tuple[tuple[int, ...], tuple[Piece, ...]]] = {}
-    for index, chunk in enumerate(trainer.strategy.megatron_parallel):
+    strategy: Any = trainer.strategy
+    for index, chunk in enumerate(strategy.megatron_parallel):
         model = chunk.module
         while hasattr(model, "module"):  # DistributedDataParallel, Float16Module
             model = model.module

@@ -25,7 +25,7 @@ from nemo.lightning.pytorch.strategies import MegatronStrategy
 from apertus_nemo.recipe.schema import RunConfig
 
 
-class ApertusStrategy(MegatronStrategy):
+class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
     """One strategy for every layout; everything it needs is in the RunConfig."""
 
     def __init__(self, run: RunConfig, *, data_sampler: DataSampler, rendezvous: Path | None = None) -> None:
@@ -44,7 +44,7 @@ class ApertusStrategy(MegatronStrategy):
                 grad_reduce_in_fp32=True,
                 overlap_grad_reduce=parallel.overlap_grad_reduce,
                 overlap_param_gather=parallel.overlap_param_gather,
-                check_for_nan_in_grad=True,
+                check_for_nan_in_grad=False,  # the recorder stops the run, naming step and samples
                 average_in_collective=False,
             ),
             ckpt_async_save=False,
@@ -62,7 +62,8 @@ class ApertusStrategy(MegatronStrategy):
         if self._rendezvous is not None and not torch.distributed.is_initialized():
             environment = self.cluster_environment
             assert environment is not None
-            self.store = torch.distributed.FileStore(str(self._rendezvous), environment.world_size())
+            store = torch._C._distributed_c10d.FileStore
+            self.store = store(str(self._rendezvous), environment.world_size())
         super().setup_distributed()
 
     @property

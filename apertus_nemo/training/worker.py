@@ -1,8 +1,8 @@
 """One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT`.
 
-Reads `lock.json` and nothing else of the launching side; RANK, LOCAL_RANK and WORLD_SIZE say which rank it is. An error of
-the user's is one line in the pipe to the launcher and the exit code of its kind; anything else is a
-traceback in the rank's log and exit code 4.
+Reads `lock.json` and nothing else of the launching side; RANK, LOCAL_RANK and WORLD_SIZE say which rank it is.
+An error of the user's is one line in the pipe to the launcher and the exit code of its kind; anything else is
+a traceback in the rank's log and exit code 4.
 """
 
 from __future__ import annotations
