@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from apertus_nemo.recipe.compose import compose
 from apertus_nemo.record.run_dir import RunDirectory
@@ -19,9 +20,17 @@ def run_steps(
     overrides: list[str],
     checkpoint: str | None = None,
     gradients: bool = False,
+    perturb: int | None = None,
+    fill: float | None = None,
 ) -> dict[str, Any]:
-    """Train `tiny_pretrain` with overrides in the run directory `folder`, which exists; what the last step left."""
+    """Train `tiny_pretrain` with overrides in the run directory `folder`, which exists; what the last step left.
+
+    perturb: seed of a coin that moves every initial weight to the next float, up or down (one process only).
+    fill: put this value into every weight and optimizer state before a checkpoint is loaded.
+    The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
+    """
     from apertus_nemo.training.assemble import prepare_process
+    from apertus_nemo.training import imports
     from apertus_nemo.training.progress import Progress
     from apertus_nemo.training.run import Place, train
 
@@ -35,6 +44,7 @@ def run_steps(
         cache=Path(folder) / "index",
         rendezvous=Path(os.environ["RENDEZVOUS_FILE"]),
     )
+    start = _start(run, perturb=perturb, fill=fill)
     trainer = train(
         run,
         RunDirectory(Path(folder)),
@@ -42,11 +52,56 @@ def run_steps(
         place=place,
         progress=Progress(None),
         checkpoint=None if checkpoint is None else Path(checkpoint),
+        callbacks=[start],
     )
-    result: dict[str, Any] = {"step": trainer.global_step, "xielu": _xielu(trainer)}
+    result: dict[str, Any] = {
+        "step": trainer.global_step,
+        "xielu": _xielu(trainer),
+        "filled": start.filled,
+        "start": start.tensors,
+        "left_in_sys_modules": sorted(module for module, _ in imports.GUARDED if module in sys.modules),
+    }
     if gradients:
         result["gradients"] = _gradients(trainer, run)
     return result
+
+
+def _start(run: Any, *, perturb: int | None, fill: float | None) -> Any:
+    """A callback that changes the fresh state where asked, and keeps the one that the first step starts from."""
+    import lightning.pytorch as pl
+    import torch
+
+    from apertus_nemo.optim.module import logical_states
+    from apertus_nemo.training.state import state_digest
+
+    class Start(pl.Callback):
+        tensors: ClassVar[dict[str, Any]] = {}
+        filled: ClassVar[dict[str, Any]] = {}
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # before a checkpoint is loaded
+            if perturb is not None:
+                coin = torch.Generator().manual_seed(perturb)
+                for model in _chunks(trainer):
+                    for parameter in model.parameters():
+                        ends = torch.where(torch.rand(parameter.shape, generator=coin) < 0.5, -torch.inf, torch.inf)
+                        parameter.data.copy_(torch.nextafter(parameter.data, ends))
+            if fill is not None:
+                for model in _chunks(trainer):
+                    for parameter in model.parameters():
+                        parameter.data.fill_(fill)
+                for optimizer in trainer.optimizers:
+                    for *_, shard, _span in logical_states(optimizer):
+                        shard.fill_(fill)
+                self.filled.update(_tensors(state_digest(trainer, run, 0)))
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.tensors.update(_tensors(state_digest(trainer, run, trainer.global_step)))
+
+    return Start()
+
+
+def _tensors(state: Any) -> dict[str, Any]:
+    return {f"{tensor.name} {tensor.kind}": tensor.to_list()[2:] for tensor in state.tensors}
 
 
 def _chunks(trainer: Any) -> Any:

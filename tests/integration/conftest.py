@@ -1,0 +1,32 @@
+"""A corpus and short runs, each made once a session and only where a test asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apertus_nemo.data.corpus import embedded
+from apertus_nemo.testing.ranks import Parent
+from tests.integration.runs import Run, Runs
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder of the session's runs; APERTUS_TEST_CACHE names one that outlives it."""
+    given = os.environ.get("APERTUS_TEST_CACHE")
+    return Path(given) if given else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def corpus(cache: Path) -> Path:
+    """The embedded corpus."""
+    return embedded(cache / "apertus-nemo" / "corpus", 4096)
+
+
+@pytest.fixture(scope="session")
+def runs(parent: Parent, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """`runs(layout, ...)`: a short run, from memory if there was the same one in this session."""
+    return Runs(parent, corpus, tmp_path_factory.mktemp("runs"))

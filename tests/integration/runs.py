@@ -1,0 +1,88 @@
+"""Short runs of the default recipe in forked ranks, at every layout that the tests compare.
+
+The schedule is squeezed so that all of it happens: the learning rate warms up, the batch doubles, alpha and
+beta3 reach their ends, the decay begins, and a checkpoint lies in the middle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.step_log import StepRecord, read_steps
+from apertus_nemo.testing.ranks import Parent
+
+STEPS = 12
+SAVED_STEP = 6  # the batch has just doubled, and the learning rate has not decayed yet
+
+SQUEEZED = (
+    "data.seq_length=64",
+    "trainer.micro_batch_size=2",
+    "trainer.global_batch_size=4",
+    "schedule.batch_ramp=[{from_sample:20,global_batch_size:8}]",  # from step 6 on
+    "schedule.train_samples=76",  # 5 steps of 4, 7 of 8
+    "schedule.warmup_samples=8",
+    "schedule.decay_samples=24",
+    "optim.alpha_warmup_steps=8",
+    "optim.beta3_warmup_steps=8",
+    f"trainer.checkpoint_every_steps={SAVED_STEP}",
+)
+
+LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "one": (1, ()),
+    "tp2": (2, ("parallel=tp2",)),
+    "tp2_sp": (2, ("parallel=tp2_sp",)),
+    "pp2": (2, ("parallel=pp2",)),
+    "dp2": (2, ("parallel=dp2",)),
+    "tp2_dp2": (4, ("parallel=tp2_dp2",)),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run and what its ranks answered."""
+
+    directory: RunDirectory
+    ranks: list[dict[str, Any]]
+
+    @property
+    def steps(self) -> dict[int, StepRecord]:
+        """The step log, by step."""
+        return {record.step: record for record in read_steps(self.directory.steps)}
+
+
+class Runs:
+    """Makes each run once; see `tests.cases.training:run_steps` for the options."""
+
+    def __init__(self, parent: Parent, corpus: Path, folder: Path) -> None:
+        self._parent, self._corpus, self._folder = parent, corpus, folder
+        self._done: dict[Any, Run] = {}
+
+    def __call__(
+        self, layout: str, *overrides: str, again: int = 0, checkpoint: Path | None = None, **options: Any
+    ) -> Run:
+        """`again`: the number of a repetition, which is a run of its own."""
+        key = (layout, overrides, again, checkpoint, tuple(sorted(options.items())))
+        if key not in self._done:
+            folder = self._folder / f"{len(self._done):03d}-{layout}"
+            for name in ("steps", "states", "attempts/000", "checkpoints"):
+                (folder / name).mkdir(parents=True)
+            world_size, cut = LAYOUTS[layout]
+            arguments = {
+                "folder": str(folder),
+                "corpus": str(self._corpus),
+                "overrides": [*SQUEEZED, *cut, *overrides],
+                "checkpoint": None if checkpoint is None else str(checkpoint),
+                **options,
+            }
+            ranks = self._parent.run(
+                "tests.cases.training:run_steps",
+                world_size=world_size,
+                arguments=arguments,
+                timeout_s=150.0,
+                environment={"GLOO_SOCKET_IFNAME": "lo"},
+            )
+            self._done[key] = Run(RunDirectory(folder), ranks)
+        return self._done[key]
