@@ -133,13 +133,6 @@ def _stream(_: Any) -> Iterator[None]:
     yield
 
 
-def _nothing(*_: Any, **__: Any) -> None: ...
-
-
-def _zero(*_: Any, **__: Any) -> int:
-    return 0
-
-
 class _Quiet(logging.Filter):
     """Drops one warning that aliasing makes unavoidable: the "GPU" generator *is* the CPU's."""
 
@@ -156,6 +149,8 @@ def alias_cuda(*, ranks: int = 1) -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
+    # `with torch.device("meta")` looks for torch's own functions in a set that torch fills on first use
+    torch.utils._device._device_constructors()
     for name in _CREATORS:
         _replace(torch, name, _creator(getattr(torch, name)))
     _replace(torch.Tensor, "to", _to(torch.Tensor.to))
@@ -177,16 +172,23 @@ def alias_cuda(*, ranks: int = 1) -> None:
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
-        "manual_seed_all": _nothing,  # torch.manual_seed calls it, and has seeded the CPU's generator itself
         "FloatTensor": torch.FloatTensor,
         "HalfTensor": torch.HalfTensor,
         "BFloat16Tensor": torch.BFloat16Tensor,
         "ByteTensor": torch.ByteTensor,
     }
-    for name in ("synchronize", "set_device", "empty_cache", "ipc_collect", "reset_peak_memory_stats"):
-        cuda[name] = _nothing
+    # torch refuses one function under two names, so each name gets its own
+    for name in (
+        "manual_seed_all",
+        "synchronize",
+        "set_device",
+        "empty_cache",
+        "ipc_collect",
+        "reset_peak_memory_stats",
+    ):
+        cuda[name] = lambda *_, **__: None
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
-        cuda[name] = _zero
+        cuda[name] = lambda *_, **__: 0
     for name, value in cuda.items():
         _replace(torch.cuda, name, value)
     _alias_megatron_random()
