@@ -10,21 +10,23 @@ they started.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apertus_nemo
 from apertus_nemo.data import manifest
-from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
+from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.check import check
@@ -99,37 +101,47 @@ class _Ranks:
     """The processes of one attempt; killed with their process groups on the way out."""
 
     def __init__(self, run: RunConfig, directory: RunDirectory, attempt: int, corpus: Path, cache: Path) -> None:
-        folder = directory.attempt(attempt)
-        self.logs = [folder / f"rank-{rank}.log" for rank in range(run.world_size)]
+        self._run, self._directory, self._attempt = run, directory, attempt
+        self._corpus, self._cache = corpus, cache
+        self.logs = [directory.attempt(attempt) / f"rank-{rank}.log" for rank in range(run.world_size)]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.reading = -1
+
+    def __enter__(self) -> _Ranks:
+        self.reading, writing = os.pipe()
+        try:
+            self._start(writing)
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            os.close(writing)
+        return self
+
+    def _start(self, writing: int) -> None:
+        folder = self._directory.attempt(self._attempt)
         rendezvous = folder / "rendezvous"
         rendezvous.unlink(missing_ok=True)
-        self.reading, writing = os.pipe()
-        self.processes: list[subprocess.Popen[bytes]] = []
-        base = rank_environment(run, os.environ)
+        base = rank_environment(self._run, os.environ)
         for rank, log in enumerate(self.logs):
             environment = {
                 **base,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(run.world_size),
-                "APERTUS_CORPUS": str(corpus),
-                "APERTUS_INDEX_CACHE": str(cache / "index"),
+                "WORLD_SIZE": str(self._run.world_size),
+                "APERTUS_CORPUS": str(self._corpus),
+                "APERTUS_INDEX_CACHE": str(self._cache / "index"),
                 "APERTUS_RENDEZVOUS": str(rendezvous),
                 "APERTUS_PROGRESS_FD": str(writing),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
             }
             if rank == 0:
                 _write_environment(folder / "environment.json", environment)
+            worker = ["-m", "apertus_nemo.training.worker", str(self._directory.path.resolve()), str(self._attempt)]
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
-                        [
-                            sys.executable,
-                            "-m",
-                            "apertus_nemo.training.worker",
-                            str(directory.path.resolve()),
-                            str(attempt),
-                        ],
+                        [sys.executable, *worker],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=output,
@@ -138,10 +150,6 @@ class _Ranks:
                         start_new_session=True,
                     )
                 )
-        os.close(writing)
-
-    def __enter__(self) -> _Ranks:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
@@ -154,11 +162,15 @@ class _Ranks:
         os.close(self.reading)
 
     def failed(self) -> int | None:
-        """The first rank that ended with an error, or None."""
-        for rank, process in enumerate(self.processes):
-            if process.poll() not in (None, 0):
-                return rank
-        return None
+        """The first rank that ended with an error, or None; one that was killed before those that missed it."""
+        codes = [process.poll() for process in self.processes]
+        killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+        return next(iter(killed + [rank for rank, code in enumerate(codes) if code]), None)
+
+    def killed(self, rank: int, *, beside_errors: bool) -> bool:
+        """The rank was ended by a signal; by SIGABRT only where no rank has an error, since gloo aborts after one."""
+        code = self.processes[rank].returncode
+        return code is not None and code < 0 and not (beside_errors and code == -signal.SIGABRT)
 
     def done(self) -> bool:
         """All ranks ended well."""
@@ -172,13 +184,47 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
 def run_ranks(
     run: RunConfig, directory: RunDirectory, *, attempt: int, corpus: Path, cache: Path, display: Display
 ) -> Summary:
-    """Start all ranks, follow them to the end, and raise what ended them otherwise."""
+    """Start all ranks, follow them to the end, and raise what ended them otherwise.
+
+    SIGTERM and SIGHUP end the ranks too, and leave as SystemExit.
+    """
     started = time.monotonic()
+    with _ended_by_signals(), contextlib.closing(display), _Ranks(run, directory, attempt, corpus, cache) as ranks:
+        last = _follow(ranks, display)
+    return Summary(
+        run_directory=str(directory.path),
+        steps=int(last.get("step", 0)),
+        loss=float(last.get("loss", float("nan"))),
+        tokens=int(last.get("tokens", 0)),
+        seconds=time.monotonic() - started,
+    )
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals that would end this process without a word raise SystemExit, so that the ranks are ended first."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(ranks: _Ranks, display: Display) -> dict[str, Any]:
+    """Show what the ranks report until all are done; the last step's event."""
     last: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
-    with _Ranks(run, directory, attempt, corpus, cache) as ranks, selectors.DefaultSelector() as selector:
+    pending, open_pipe, deadline = b"", True, None
+    with selectors.DefaultSelector() as selector:
         selector.register(ranks.reading, selectors.EVENT_READ)
-        pending, open_pipe, deadline = b"", True, None
         while True:
             if open_pipe and selector.select(timeout=0.1):
                 chunk = os.read(ranks.reading, 65536)
@@ -196,29 +242,30 @@ def run_ranks(
                 time.sleep(0.02)
             display.tick()
             if ranks.done():
-                break
+                return last
             failed = ranks.failed()
             if failed is not None:
                 deadline = deadline or time.monotonic() + (0.5 if errors else _GRACE_S)
-                if errors or time.monotonic() > deadline:
-                    display.close()
+                if errors or ranks.killed(failed, beside_errors=bool(errors)) or time.monotonic() > deadline:
                     raise _failure(ranks, failed, errors)
-    display.close()
-    return Summary(
-        run_directory=str(directory.path),
-        steps=int(last.get("step", 0)),
-        loss=float(last.get("loss", float("nan"))),
-        tokens=int(last.get("tokens", 0)),
-        seconds=time.monotonic() - started,
-    )
 
 
 def _failure(ranks: _Ranks, failed: int, errors: list[dict[str, Any]]) -> ApertusError:
-    if errors:
-        first = errors[0]
-        kind = {2: InputError, 3: UnfitEnvironment}.get(first["exit_code"], ApertusError)
-        suffix = "" if first["exit_code"] in (2, 3) else f" (rank {first['rank']}; see {ranks.logs[first['rank']]})"
-        return kind(first["message"] + suffix)
+    """What ended the run: a killed rank before the errors of those that lost it, else the first error."""
     code = ranks.processes[failed].returncode
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return UnfitEnvironment(f"rank {failed} {how}; the other ranks were stopped; see {ranks.logs[failed]}")
+    if ranks.killed(failed, beside_errors=bool(errors)) or not errors:
+        how = f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
+        return UnfitEnvironment(f"rank {failed} {how}; the other ranks were stopped; see {ranks.logs[failed]}")
+    first = errors[0]
+    kind = {1: Differs, 2: InputError, 3: UnfitEnvironment}.get(first["exit_code"])
+    if kind is not None:
+        return kind(first["message"])
+    return ApertusError(f"{first['message']} (rank {first['rank']}; see {ranks.logs[first['rank']]})")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return f"{name}, perhaps for lack of memory" if number == signal.SIGKILL else name

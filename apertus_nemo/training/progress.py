@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Mapping
 from typing import Any
+
+_SHORT = 300  # characters of a text that is too long; each is at most twelve bytes of JSON
 
 
 class Progress:
@@ -30,6 +33,9 @@ class Progress:
         if self._descriptor is None:
             return
         line = json.dumps({"event": event, **values}).encode() + b"\n"
+        if len(line) > select.PIPE_BUF:  # longer ones could mix with another rank's
+            short = {name: v[:_SHORT] + " ..." if isinstance(v, str) else v for name, v in values.items()}
+            line = json.dumps({"event": event, **short}).encode() + b"\n"
         try:
             os.write(self._descriptor, line)
         except OSError:

@@ -9,7 +9,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from apertus_nemo.data.manifest import verify
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
@@ -39,7 +38,7 @@ class Place:
 
 
 def train_rank(folder: Path, *, attempt: int, environment: Mapping[str, str], progress: Progress) -> None:
-    """Train as the rank that `environment` names, in the run directory `folder`."""
+    """Train as the rank that `environment` names, in the run directory `folder`, on a corpus that was verified."""
     directory = RunDirectory.open(folder)
     lock = RunLock.from_bytes(directory.lock.read_bytes(), what=str(directory.lock))
     run = from_tree(lock.tree["config"])
@@ -52,8 +51,6 @@ def train_rank(folder: Path, *, attempt: int, environment: Mapping[str, str], pr
         cache=Path(environment["APERTUS_INDEX_CACHE"]),
         rendezvous=None if rendezvous is None else Path(rendezvous),
     )
-    if place.rank == 0:
-        verify(place.corpus)
     progress.send("phase", text="building model and data")
     prepare_process(run)
     train(run, directory, lock_digest=lock.digest, place=place, progress=progress)

@@ -7,12 +7,16 @@ a traceback in the rank's log and exit code 4.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from apertus_nemo.data.manifest import verify
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.training import imports
 from apertus_nemo.training.progress import Progress
@@ -20,9 +24,12 @@ from apertus_nemo.training.progress import Progress
 
 def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Train as this rank until the run ends; the exit code."""
+    _die_with_launcher()
     progress = Progress.from_environment(environment)
     rank = int(environment["RANK"])
     try:
+        if rank == 0:
+            verify(Path(environment["APERTUS_CORPUS"]))
         imports.install()
         from apertus_nemo.training.run import train_rank
 
@@ -36,6 +43,12 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
         traceback.print_exc()
         return 4
     return 0
+
+
+def _die_with_launcher() -> None:
+    """Have the kernel kill this rank when the launcher is gone, however that ends (Linux: PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

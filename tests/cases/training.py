@@ -29,8 +29,8 @@ def run_steps(
     fill: put this value into every weight and optimizer state before a checkpoint is loaded.
     The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
     """
-    from apertus_nemo.training.assemble import prepare_process
     from apertus_nemo.training import imports
+    from apertus_nemo.training.assemble import prepare_process
     from apertus_nemo.training.progress import Progress
     from apertus_nemo.training.run import Place, train
 
@@ -147,3 +147,22 @@ def _gradients(trainer: Any, run: Any) -> dict[str, list[Any]]:
                     [piece.rows, piece.cols, float(block.square().sum()), float(block.flatten()[0])]
                 )
     return found
+
+
+def tamper(rank: int, world_size: int, *, checkpoint: str, copy: str, how: str) -> list[str]:
+    """Copy a checkpoint and, in the copy, "drop NAME" or "add NAME"; the names that it holds now."""
+    import copy as copies
+    import pickle
+    import shutil
+
+    shutil.copytree(checkpoint, copy)
+    path = Path(copy) / "weights" / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    verb, name = how.split()
+    tensors = metadata.state_dict_metadata
+    if verb == "drop":
+        del tensors[name]
+    else:
+        tensors[name] = copies.deepcopy(tensors["decoder.final_layernorm.weight"])
+    path.write_bytes(pickle.dumps(metadata))
+    return sorted(tensors)
