@@ -66,9 +66,9 @@ class Display:
             self._end_phase()
             from tqdm import tqdm
 
-            layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {postfix}  {remaining} left"
+            layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {desc}  {remaining} left"
             self._bar = tqdm(total=event["steps"], file=self._stream, bar_format=layout, dynamic_ncols=True, leave=True)
-        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.set_description_str(figures, refresh=False)
         self._bar.update(event["step"] - self._bar.n)
 
     def close(self) -> None:
