@@ -6,6 +6,7 @@ Differences from upstream (nemo-toolkit 2.7.3, `nemo/lightning/pytorch/strategie
   three states of AdEMAMix across a change of TP, PP and DP (upstream: `dp_reshardable`, by DP only);
 - loading is strict (`RAISE_ALL`): a tensor that the checkpoint or the model lacks ends the run
   (upstream's default assumes that whatever is unexpected is fine, and hides what is missing);
+- loading calls megatron-core directly: NeMo's wrapper asks for an initialised CUDA;
 - ModelOpt is neither saved nor restored, so neither imports all of `nemo.collections.llm`;
 - ranks of one machine meet through a file, not a port.
 """
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
 from nemo.lightning.pytorch.strategies import MegatronStrategy
 
 from apertus_nemo.recipe.schema import RunConfig
+
+WEIGHTS = "weights"  # folder of Megatron's files inside a checkpoint, as NeMo names it
 
 
 class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
@@ -79,19 +83,19 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
         checkpoint["state_dict"] = OrderedDict()
         metadata = self.sharded_state_dict_metadata
         checkpoint["sharded_state_dict"] = self.megatron_parallel.sharded_state_dict(metadata=metadata)
-        checkpoint["optimizer_states"] = {}
+        checkpoint["optimizer_states"] = {}  # Lightning wants the names; the optimizer holds its own schedules
+        checkpoint["lr_schedulers"] = []
         checkpoint["optimizer"] = [self.optimizer_sharded_state_dict(metadata=metadata)]
         options = {**(storage_options or {}), "content_metadata": metadata}
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective."""
-        metadata = self.unwrapped_checkpoint_io.load_content_metadata(checkpoint_path)
+        weights = str(Path(checkpoint_path) / WEIGHTS)
+        metadata = dist_checkpointing.load_content_metadata(weights)
         wanted: dict[str, Any] = {"state_dict": self.megatron_parallel.sharded_state_dict(metadata=metadata)}
         wanted["optimizer"] = [self.optimizer_sharded_state_dict(is_loading=True, metadata=metadata)]
-        loaded: dict[str, Any] = self.checkpoint_io.load_checkpoint(
-            checkpoint_path, sharded_state_dict=wanted, strict=self.ckpt_load_strictness
-        )
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, weights, strict=self.ckpt_load_strictness)
         return loaded
 
     def load_optimizer_state_dict(self, checkpoint: Any, selective_restore: bool = False) -> None:

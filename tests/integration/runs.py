@@ -61,6 +61,7 @@ class Runs:
     def __init__(self, parent: Parent, corpus: Path, folder: Path) -> None:
         self._parent, self._corpus, self._folder = parent, corpus, folder
         self._done: dict[Any, Run] = {}
+        self._count = 0
 
     def __call__(
         self, layout: str, *overrides: str, again: int = 0, checkpoint: Path | None = None, **options: Any
@@ -68,7 +69,8 @@ class Runs:
         """`again`: the number of a repetition, which is a run of its own."""
         key = (layout, overrides, again, checkpoint, tuple(sorted(options.items())))
         if key not in self._done:
-            folder = self._folder / f"{len(self._done):03d}-{layout}"
+            self._count += 1
+            folder = self._folder / f"{self._count:03d}-{layout}"
             for name in ("steps", "states", "attempts/000", "checkpoints"):
                 (folder / name).mkdir(parents=True)
             world_size, cut = LAYOUTS[layout]
