@@ -4,8 +4,9 @@
     dataset[7]   # {"tokens", "labels", "loss_mask", "position_ids"}, each of shape [seq_length]
 
 Sample i is a function of the corpus' bytes, `data.seed`, `data.seq_length` and
-`schedule.train_samples`; where the files and the cache lie changes nothing. Neither CUDA, nor NeMo,
-nor a compiler is needed: the wheel of megatron-core holds the index builder compiled.
+`schedule.train_samples`, its masks of the other settings of `data`; where the files and the cache lie
+changes nothing. Neither CUDA, nor NeMo, nor a compiler is needed: the wheel of megatron-core holds the
+index builder compiled.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ class TrainingDataset:
     tokens, labels, position_ids: int64 [seq_length]; labels are the tokens one place on.
     loss_mask: float32 [seq_length]; 0 where the input is the end-of-document token (if
     `data.eod_mask_loss`) and where the Goldfish hash drops the label, else 1.
+    documents, only with `data.document_masking=per_document`: int64 [seq_length]; the number of the token's
+    document in the sample, from 0. A sample may begin inside a document.
     """
 
-    def __init__(self, megatron: Any, run: RunConfig) -> None:
+    def __init__(self, megatron: Any, run: RunConfig, *, eod: int) -> None:
         self._megatron = megatron
         self._length = run.schedule.train_samples
+        self._eod = eod if run.data.document_masking == "per_document" else None
         self._goldfish = (run.data.goldfish_k, run.data.goldfish_h) if run.data.goldfish else None
 
     def __len__(self) -> int:
@@ -58,7 +62,20 @@ class TrainingDataset:
             k, h = self._goldfish
             # A new tensor: Megatron hands out the mask that it caches when nothing else depends on the sample.
             sample["loss_mask"] = sample["loss_mask"] * torch.from_numpy(kept(sample["labels"].numpy(), k=k, h=h))
+        if self._eod is not None:
+            sample["documents"] = document_numbers(sample["tokens"], eod=self._eod)
         return sample
+
+
+def document_numbers(tokens: torch.Tensor, *, eod: int) -> torch.Tensor:
+    """The number of each token's document in its sample, from 0: int64 of the tokens' shape, [..., sequence].
+
+    A document ends with the end-of-document token, which belongs to it; the next token begins another one.
+    """
+    import torch
+
+    ended = (tokens == eod).to(torch.int64)
+    return ended.cumsum(dim=-1) - ended
 
 
 def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDataset:
@@ -120,16 +137,18 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
         raise UnfitEnvironment(
             f"{folder}: rank {rank} does not see what rank 0 wrote: use a folder that all ranks share"
         )
-    return TrainingDataset(open_index(folder), run)
+    return TrainingDataset(open_index(folder), run, eod=manifest.tokenizer.eos_id)
 
 
 def sample_digest(sample: Sample) -> bytes:
     """SHA-256 of what a sample trains on: tokens and labels (int64), loss mask (float32), little-endian; 32 bytes.
 
-    Takes one sample or a whole micro-batch.
+    Where documents do not see each other, their numbers follow (int64). Takes one sample or a whole micro-batch.
     """
     state = hashlib.sha256()
-    for key, kind in (("tokens", "<i8"), ("labels", "<i8"), ("loss_mask", "<f4")):
+    for key, kind in (("tokens", "<i8"), ("labels", "<i8"), ("loss_mask", "<f4"), ("documents", "<i8")):
+        if key == "documents" and key not in sample:
+            continue
         state.update(sample[key].cpu().contiguous().numpy().astype(kind, copy=False).tobytes())
     return state.digest()
 

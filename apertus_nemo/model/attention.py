@@ -1,12 +1,23 @@
-"""Core attention for plain Megatron on torch's scaled_dot_product_attention.
+"""Core attention: for plain Megatron on torch's scaled_dot_product_attention, and documents that do not see each other.
 
-Megatron's own one holds all [batch, heads, sequence, sequence] scores at once and repeats keys and values. Here
-queries come in blocks, grouped by the key/value head that they share, and the heads of a group see it through a view.
+Megatron's own core attention holds all [batch, heads, sequence, sequence] scores at once and repeats keys and values.
+Here queries come in blocks, grouped by the key/value head that they share, and the heads of a group see it
+through a view.
+
+Attention is causal over the whole sample, or, with `data.document_masking=per_document`, causal within each document:
+
+    chunk(tokens, None, document_borders(documents), labels=labels)
+
+The borders go in the place of Megatron's attention mask, which every layer hands to its core attention as it is. Both
+layer specifications read the same borders: `CoreAttention` attends document by document, `packed` calls Transformer
+Engine's attention for packed sequences. RoPE's positions run on across borders in both: attention depends on
+their differences alone.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +27,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from apertus_nemo.errors import ApertusError
 
 _QUERY_BLOCK = 512  # queries at a time on the CPU; bounds the scores to [batch, heads, block, sequence]
+
+
+def document_borders(documents: Tensor) -> Tensor:
+    """Where documents begin in a micro-batch laid out sample by sample, and its end: int32 [documents + 1], on the CPU.
+
+    `documents` [batch, sequence] are numbers that change from one document to the next (`data/dataset.py`); the first
+    token of a sample always begins a document. What packed attention calls cu_seqlens.
+    """
+    numbers = documents.cpu()
+    begins = torch.ones(numbers.shape, dtype=torch.bool)
+    begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    starts = begins.flatten().nonzero().flatten()
+    return torch.cat((starts, torch.tensor([numbers.numel()]))).to(torch.int32)
 
 
 class CoreAttention(torch.nn.Module):
@@ -50,10 +74,13 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: Any = None,
     ) -> Tensor:
         """Queries [sequence, batch, heads, head_dim], keys and values [sequence, batch, groups, head_dim] of this
-        rank -> [sequence, batch, heads * head_dim]. The mask is always the causal one: any other is our own fault.
+        rank -> [sequence, batch, heads * head_dim].
+
+        `attention_mask` is None (causal over the whole sample) or what `document_borders` gives; anything else is
+        our own fault.
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise ApertusError("core attention takes no mask, bias or packed sequences: it is causal as it stands")
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ApertusError("core attention takes neither bias nor packed sequences")
         length, batch, heads, width = query.shape
         groups = key.shape[2]
         sharing = heads // groups
@@ -61,12 +88,75 @@ class CoreAttention(torch.nn.Module):
         q = query.reshape(length, batch * groups, sharing, width).permute(1, 2, 0, 3)
         k = key.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
         v = value.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
-        context = (
-            _exact_causal(q, k, v, self.softmax_scale)
-            if q.device.type == "cpu"
-            else _causal(q, k, v, self.softmax_scale)
-        )
+        attend = _exact_causal if q.device.type == "cpu" else _causal
+        if attention_mask is None:
+            context = attend(q, k, v, self.softmax_scale)
+        else:
+            samples = []
+            for row, borders in enumerate(_borders_by_sample(attention_mask, batch, length)):
+                entries = slice(row * groups, (row + 1) * groups)
+                parts = []
+                for start, stop in pairwise(borders):
+                    q_d, k_d, v_d = (t[entries, :, start:stop] for t in (q, k, v))
+                    parts.append(attend(q_d, k_d, v_d, self.softmax_scale))
+                samples.append(torch.cat(parts, dim=2))
+            context = torch.cat(samples)
         return context.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
+
+
+def _borders_by_sample(borders: Tensor, batch: int, length: int) -> list[list[int]]:
+    """The starts of a sample's documents within it, and its end, for each sample."""
+    if borders.dim() != 1 or borders.dtype != torch.int32 or int(borders[-1]) != batch * length:
+        raise ApertusError(f"these are no borders of documents in {batch} samples of {length} tokens")
+    starts = borders[:-1].tolist()
+    return [
+        [*(s - row * length for s in starts if row * length <= s < (row + 1) * length), length] for row in range(batch)
+    ]
+
+
+def packed(base: Any) -> Any:
+    """Transformer Engine's core attention (`base`, Megatron's wrapper of it), which also takes `document_borders`.
+
+    With borders, queries, keys and values are laid out token after token ("thd") with the borders as cu_seqlens;
+    without them, everything is as in `base`.
+    """
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    class PackedAttention(base):  # type: ignore[misc]
+        def forward(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            attn_mask_type: Any = None,
+            attention_bias: Tensor | None = None,
+            packed_seq_params: Any = None,
+        ) -> Tensor:
+            """As `CoreAttention.forward`."""
+            if attention_mask is None:
+                causal: Tensor = super().forward(
+                    query, key, value, None, attn_mask_type, attention_bias, packed_seq_params
+                )
+                return causal
+            if attention_bias is not None or packed_seq_params is not None:
+                raise ApertusError("packed attention takes neither bias nor other packed sequences")
+            length, batch = query.shape[:2]
+            longest = int(attention_mask.diff().max())
+            borders = attention_mask.to(query.device, non_blocking=True)
+            packing = PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=borders,
+                cu_seqlens_kv=borders,
+                max_seqlen_q=longest,
+                max_seqlen_kv=longest,
+            )
+            q, k, v = (t.transpose(0, 1).reshape(batch * length, *t.shape[2:]) for t in (query, key, value))
+            context = super().forward(q, k, v, None, attn_mask_type, packed_seq_params=packing)
+            result: Tensor = context.reshape(batch, length, -1).transpose(0, 1).contiguous()
+            return result
+
+    return PackedAttention
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from apertus_nemo.errors import InputError, UnfitEnvironment
-from apertus_nemo.model.attention import CoreAttention
+from apertus_nemo.model.attention import CoreAttention, packed
 from apertus_nemo.model.norm import RMSNorm
 from apertus_nemo.model.xielu import XIELU
 from apertus_nemo.recipe.schema import ModelConfig
@@ -115,7 +115,7 @@ def transformer_engine_spec(config: Any, model: ModelConfig, vp_stage: int | Non
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=TEDotProductAttention,
+                    core_attention=packed(TEDotProductAttention),
                     linear_proj=TERowParallelLinear,
                     q_layernorm=TENorm,
                     k_layernorm=TENorm,

@@ -351,6 +351,17 @@ def context_parallel(c: RunConfig) -> Iterator[Finding]:
 
 
 @rule
+def documents_on_one_rank(c: RunConfig) -> Iterator[Finding]:
+    """A document's keys and values are where its queries are."""
+    if c.data.document_masking == "per_document" and c.parallel.context_parallel_size != 1:
+        yield Finding(
+            ("data.document_masking", CP),
+            "context parallelism cuts a sample at places that are no borders of documents",
+            f"set {CP}=1, or data.document_masking=causal",
+        )
+
+
+@rule
 def ranks(c: RunConfig) -> Iterator[Finding]:
     """The data-parallel size is a whole number."""
     if not _ranks_fit(c):

@@ -52,6 +52,7 @@ class DataConfig:
     goldfish_k: int = 50  # 1/k of the labels is dropped
     goldfish_h: int = 50  # labels that the hash sees
     eod_mask_loss: bool = True  # no loss where the input is the end-of-document token
+    document_masking: str = "causal"  # "causal": documents of a sample see those before; "per_document": not
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,9 @@ ALLOWED: dict[str, Allowed] = {
     "data.goldfish_k": Allowed("one label in k is dropped, and at 1 none would be left", low=2, high=1 << 20),
     "data.goldfish_h": _size("the hash sees that many labels", high=1 << 20),
     "data.eod_mask_loss": _SWITCH,
+    "data.document_masking": _choice(
+        "one is what the published runs did, the other what their report says", "causal", "per_document"
+    ),
     "optim.lr": Allowed("a step goes down the gradient, by a bounded amount", low=0, high=1, above=True),
     "optim.min_lr": _RATE,
     "optim.name": _choice("it is the optimizer of Apertus", "ademamix"),

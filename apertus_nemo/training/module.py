@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from apertus_nemo.data.dataset import sample_digest
+from apertus_nemo.model.attention import document_borders
 from apertus_nemo.model.config import build_model, transformer_config_kwargs
 from apertus_nemo.optim.module import ApertusOptimizerModule
 from apertus_nemo.recipe.schema import RunConfig
@@ -48,13 +49,21 @@ class ApertusModule(pl.LightningModule):
         return output
 
     def data_step(self, batches: Iterator[Any]) -> Batch:
-        """One micro-batch: tokens, labels, loss_mask, position_ids, each [micro batch, sequence]."""
+        """One micro-batch: tokens, labels, loss_mask, position_ids, each [micro batch, sequence].
+
+        Every pipeline stage reads it. Where documents do not see each other, `borders` is what the attention of
+        each layer needs (`model/attention.py`); it stays on the host.
+        """
         item = next(batches)
         batch: Batch = item[0] if isinstance(item, tuple) else item
         for row in range(batch["tokens"].shape[0]):
             self.sample_digests.append(sample_digest({name: value[row] for name, value in batch.items()}))
+        batch = dict(batch)
+        documents = batch.pop("documents", None)
         if self.run_config.trainer.accelerator == "gpu":
             batch = {name: value.cuda(non_blocking=True) for name, value in batch.items()}
+        if documents is not None:
+            batch["borders"] = document_borders(documents)
         return batch
 
     def forward_step(self, batch: Batch) -> torch.Tensor:
@@ -62,7 +71,7 @@ class ApertusModule(pl.LightningModule):
         output: torch.Tensor = self(
             input_ids=batch["tokens"],
             position_ids=batch["position_ids"],
-            attention_mask=None,
+            attention_mask=batch.get("borders"),  # Megatron hands it through to the attention of each layer
             labels=batch["labels"] if parallel_state.is_pipeline_last_stage() else None,
         )
         return output

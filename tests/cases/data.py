@@ -112,9 +112,19 @@ def samples(
 
 
 def megatron_samples(
-    rank: int, world_size: int, *, corpus: str, cache: str, indices: list[int], changes: dict[str, Any]
+    rank: int,
+    world_size: int,
+    *,
+    corpus: str,
+    cache: str,
+    indices: list[int],
+    changes: dict[str, Any],
+    reset: bool = False,
 ) -> Any:
-    """The same samples from Megatron's builder, called as Megatron's users call it."""
+    """The same samples from Megatron's builder, called as Megatron's users call it.
+
+    reset: with Megatron's position ids that begin anew in each document.
+    """
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
@@ -130,7 +140,7 @@ def megatron_samples(
         split="100,0,0",
         path_to_cache=cache,
         tokenizer=Tokenizer(),
-        reset_position_ids=False,
+        reset_position_ids=reset,
         reset_attention_mask=False,
         eod_mask_loss=run.data.eod_mask_loss,
         create_attention_mask=False,
@@ -150,6 +160,20 @@ def refused(rank: int, world_size: int, *, corpus: str, cache: str, changes: dic
     except (InputError, UnfitEnvironment) as error:
         return str(error)
     return ""
+
+
+def digests_of_documents(rank: int, world_size: int) -> list[str]:
+    """Digests of one sample: causal, as one document, as two, and as two with the border one token on."""
+    import torch
+
+    from apertus_nemo.data.dataset import document_numbers, sample_digest
+
+    tokens = torch.tensor([5, 6, 2, 1, 7, 8])
+    sample = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(6), "position_ids": torch.arange(6)}
+    digests = [sample_digest(sample)]
+    for eod in (9, 2, 1):
+        digests.append(sample_digest({**sample, "documents": document_numbers(tokens, eod=eod)}))
+    return [digest.hex() for digest in digests]
 
 
 def loader(rank: int, world_size: int, *, corpus: str, cache: str, changes: dict[str, Any], first_step: int) -> Any:

@@ -131,6 +131,15 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
 
+def documents(count: int = MICRO_BATCH * MICRO_BATCHES, length: int = SEQUENCE) -> torch.Tensor:
+    """Numbers of documents [samples, sequence]: another cut of each sample, with documents of one token among them."""
+    generator = torch.Generator().manual_seed(7)
+    ends = torch.rand((count, length), generator=generator) < 0.1
+    ends[0] = False  # one document
+    ends[-1, :3] = True  # three of one token each
+    return ends.cumsum(dim=1) - ends.long()
+
+
 def gradient_norm(chunks: list[Any]) -> float:
     """Megatron's global norm, with the choice of parameters that its optimizer makes."""
     from megatron.core import parallel_state
@@ -141,8 +150,11 @@ def gradient_norm(chunks: list[Any]) -> float:
     return float(get_grad_norm_fp32(grads, grad_stats_parallel_group=parallel_state.get_model_parallel_group()))
 
 
-def train_step(rank: int, world_size: int, out: str, **parallel: Any) -> dict[str, Any]:
-    """Initial weights, and loss and gradients of one step, through Megatron's schedule and gradient reduction."""
+def train_step(rank: int, world_size: int, out: str, masked: bool = False, **parallel: Any) -> dict[str, Any]:
+    """Initial weights, and loss and gradients of one step, through Megatron's schedule and gradient reduction.
+
+    masked: documents do not see each other.
+    """
     from megatron.core import parallel_state
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -152,6 +164,7 @@ def train_step(rank: int, world_size: int, out: str, **parallel: Any) -> dict[st
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from apertus_nemo.model.attention import document_borders
     from apertus_nemo.model.config import transformer_config_kwargs
 
     run = run_config(**parallel)
@@ -177,11 +190,11 @@ def train_step(rank: int, world_size: int, out: str, **parallel: Any) -> dict[st
     def batches() -> Any:
         for index in range(first, MICRO_BATCHES, step):
             part = slice(index * MICRO_BATCH, (index + 1) * MICRO_BATCH)
-            yield inputs[part], labels[part]
+            yield inputs[part], labels[part], document_borders(documents()[part]) if masked else None
 
     def forward(iterator: Any, model: Any) -> tuple[torch.Tensor, Any]:
-        x, y = next(iterator)
-        output = model(input_ids=x, position_ids=None, attention_mask=None, labels=y)
+        x, y, borders = next(iterator)
+        output = model(input_ids=x, position_ids=None, attention_mask=borders, labels=y)
         return output, lambda losses: (losses.mean(), {"loss": losses.detach().mean()})
 
     losses = get_forward_backward_func()(
@@ -276,6 +289,86 @@ def parity(rank: int, world_size: int) -> dict[str, Any]:
         "gradients": differences,
         "rope_equal": bool(torch.equal(ours.rotary_pos_emb.inv_freq, peer.model.rotary_emb.inv_freq)),
     }
+
+
+def parity_by_document(rank: int, world_size: int) -> dict[str, Any]:
+    """Our model on samples of several documents, transformers' on each document alone: logits and gradients.
+
+    Then the first document of every sample is exchanged: what changes in the logits of the others, with and
+    without the borders.
+    """
+    from apertus_nemo.model.attention import document_borders
+
+    run = run_config()
+    start(rank, world_size, run)
+    peer = _peer(run.model)
+    theirs = dict(peer.named_parameters())
+    (ours,) = chunks_of(run)
+    with torch.no_grad():
+        for piece, values in blocks(ours, run.model, dict(ours.named_parameters())):
+            values.copy_(as_matrix(theirs[piece.name])[slice(*piece.rows), slice(*piece.cols)])
+    x, y = tokens()
+    numbers = documents()
+    borders = document_borders(numbers)
+    logits = ours(x, None, borders)
+    ours(x, None, borders, labels=y).sum().backward()
+    reference = torch.empty_like(logits)
+    for row in range(len(x)):
+        for number in range(int(numbers[row, -1]) + 1):
+            inside = numbers[row] == number
+            alone = peer(x[row : row + 1, inside], use_cache=False).logits[0]  # its positions begin at 0
+            reference[row, inside] = alone.detach()
+            torch.nn.functional.cross_entropy(alone, y[row, inside], reduction="sum").backward()
+    gradients = to_published([ours], run.model, lambda p: p.grad)
+    differences = {}
+    for name, array in gradients.items():
+        other = as_matrix(theirs[name].grad).numpy()
+        differences[name] = [float(np.abs(array - other).max()), float(np.abs(other).max())]
+    first = numbers == 0
+    other_x = torch.where(first, (x + 1) % run.model.vocab_size, x)
+    with torch.no_grad():
+        masked, causal = ours(other_x, None, borders), [ours(each, None, None) for each in (x, other_x)]
+        whole = document_borders(torch.zeros_like(numbers))
+        undivided = ours(x, None, whole)
+    return {
+        "documents": len(borders) - 1,
+        "longest": int(borders.diff().max()),
+        "logits": [float((logits - reference).abs().max()), float(reference.abs().max())],
+        "gradients": differences,
+        "kept": bool(torch.equal(masked[~first], logits[~first])),
+        "changed": bool((masked[first] != logits[first]).any(dim=-1).all()),
+        "seen": int((causal[0][~first] != causal[1][~first]).any(dim=-1).sum()),
+        "later": int((~first).sum()),
+        "undivided": float((undivided - causal[0]).abs().max()),
+    }
+
+
+def borders(rank: int, world_size: int, numbers: list[list[int]]) -> list[int]:
+    """Borders of documents in a micro-batch."""
+    from apertus_nemo.model.attention import document_borders
+
+    found: list[int] = document_borders(torch.tensor(numbers)).tolist()
+    return found
+
+
+def foreign_mask(rank: int, world_size: int) -> str:
+    """What core attention says to a mask that is no borders of its documents."""
+    from types import SimpleNamespace
+
+    from apertus_nemo.errors import ApertusError
+    from apertus_nemo.model.attention import CoreAttention, document_borders
+
+    core = CoreAttention(
+        SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=4), 1, None, "self"
+    )
+    t = torch.zeros(6, 2, 1, 4)
+    said = []
+    for mask in (torch.ones(1, 1, 6, 6, dtype=torch.bool), document_borders(torch.zeros(1, 6))):
+        try:
+            core(t, t, t, mask)
+        except ApertusError as error:
+            said.append(str(error))
+    return "; ".join(said)
 
 
 def rope(rank: int, world_size: int, **model: Any) -> bool:
@@ -408,13 +501,46 @@ def norm(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
-def attention(rank: int, world_size: int, length: int) -> dict[str, Any]:
-    """Our core attention against softmax in float64; and the largest tensor that it made."""
+class _PackedKernel(torch.nn.Module):
+    """In the place of Transformer Engine's attention: sequences laid end to end, told apart by cu_seqlens."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        attn_mask_type: Any = None,
+        attention_bias: Any = None,
+        packed_seq_params: Any = None,
+    ) -> torch.Tensor:
+        assert attention_mask is None
+        assert packed_seq_params.qkv_format == "thd"
+        ends = packed_seq_params.cu_seqlens_q
+        assert ends.dtype == torch.int32
+        assert torch.equal(ends, packed_seq_params.cu_seqlens_kv)
+        assert packed_seq_params.max_seqlen_q == packed_seq_params.max_seqlen_kv == max(ends.diff().tolist())
+        results = []
+        for start, stop in zip(ends.tolist()[:-1], ends.tolist()[1:], strict=True):
+            q, k, v = (t[start:stop].double() for t in (query, key, value))  # [tokens, heads, width]
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            scores = torch.einsum("ind,jnd->nij", q, k) / q.shape[2] ** 0.5
+            scores = scores.masked_fill(torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1), -torch.inf)
+            results.append(torch.einsum("nij,jnd->ind", scores.softmax(-1), v).flatten(1).to(query.dtype))
+        return torch.cat(results)
+
+
+def attention(rank: int, world_size: int, length: int, masked: bool = False, via: str = "local") -> dict[str, Any]:
+    """Our core attention against softmax in float64; and the largest tensor that it made.
+
+    masked: documents do not see each other. via "packed": our packing for Transformer Engine, around a stand-in for
+    its kernel that computes packed sequences one after another in float64.
+    """
     from types import SimpleNamespace
 
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from apertus_nemo.model.attention import CoreAttention
+    from apertus_nemo.model.attention import CoreAttention, document_borders, packed
 
     class Largest(TorchDispatchMode):
         size = 0
@@ -428,14 +554,16 @@ def attention(rank: int, world_size: int, length: int) -> dict[str, Any]:
 
     batch, heads, groups, width = 2, 6, 2, 8
     config = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=width)
-    core = CoreAttention(config, 1, None, "self")
+    core = CoreAttention(config, 1, None, "self") if via == "local" else packed(_PackedKernel)()
+    numbers = documents(batch, length) if masked else torch.zeros(batch, length, dtype=torch.int64)
     generator = torch.Generator().manual_seed(2)
     mixed = torch.randn(length, batch, groups, (heads // groups + 2) * width, generator=generator)
     mixed.requires_grad_()
     parts = torch.split(mixed, [heads // groups * width, width, width], dim=3)  # strided, as Megatron hands them over
     grad = torch.randn(length, batch, heads * width, generator=generator)
     with Largest():
-        result = core(parts[0].reshape(length, batch, heads, width), parts[1], parts[2], None)
+        mask = document_borders(numbers) if masked else None
+        result = core(parts[0].reshape(length, batch, heads, width), parts[1], parts[2], mask)
         result.backward(grad)
 
     wide = mixed.detach().double().requires_grad_()
@@ -444,6 +572,7 @@ def attention(rank: int, world_size: int, length: int) -> dict[str, Any]:
     k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
     scores = torch.einsum("ibnd,jbnd->bnij", q, k) / width**0.5
     scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
+    scores = scores.masked_fill((numbers[:, :, None] != numbers[:, None, :])[:, None], float("-inf"))
     reference = torch.einsum("bnij,jbnd->ibnd", scores.softmax(-1), v).reshape(length, batch, heads * width)
     reference.backward(grad.double())
     assert mixed.grad is not None
@@ -542,10 +671,11 @@ def refusals(rank: int, world_size: int) -> dict[str, list[Any]]:
     return found
 
 
-def transformer_engine(rank: int, world_size: int) -> dict[str, Any]:
+def transformer_engine(rank: int, world_size: int, masked: bool) -> dict[str, Any]:
     """On a GPU: the two layer specifications with the same initial weights, in bf16."""
     from megatron.core import parallel_state, tensor_parallel
 
+    from apertus_nemo.model.attention import document_borders
     from apertus_nemo.model.config import build_model
 
     run = run_config(head_dim=64, hidden_size=256, num_attention_heads=4, ffn_hidden_size=512)
@@ -557,10 +687,11 @@ def transformer_engine(rank: int, world_size: int) -> dict[str, Any]:
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     x, y = (t.cuda() for t in tokens())
+    mask = document_borders(documents()) if masked else None
     losses, gradients = [], []
     for spec in ("local", "transformer_engine"):
         chunk = build_model(dataclasses.replace(run, model=dataclasses.replace(run.model, layer_spec=spec)))
-        loss = chunk(x, None, None, labels=y).mean()
+        loss = chunk(x, None, mask, labels=y).mean()
         loss.backward()
         losses.append(loss.item())
         named = {name: p.grad.cpu() for name, p in chunk.named_parameters()}

@@ -64,6 +64,37 @@ def test_samples_are_megatrons_with_the_goldfish_mask(parent: Parent, corpus: Pa
     assert ends > 3
 
 
+def test_documents_begin_where_megatron_would_reset_positions(parent: Parent, corpus: Path, tmp_path: Path) -> None:
+    count = 2 * (manifests.load(corpus).tokens // SEQ)
+    indices = list(range(count))
+    changes = {"train_samples": count}
+    [causal] = samples(parent, corpus, tmp_path / "a", indices, **changes)
+    [masked] = samples(parent, corpus, tmp_path / "a", indices, **changes, document_masking="per_document")
+    assert len(list((tmp_path / "a").iterdir())) == 1  # one index for both
+    arguments = {"corpus": str(corpus), "cache": str(tmp_path / "b"), "indices": indices, "changes": changes}
+    [theirs] = parent.run("tests.cases.data:megatron_samples", arguments={**arguments, "reset": True})
+    several = inside = 0
+    for plain, ours, other in zip(causal["samples"], masked["samples"], theirs, strict=True):
+        numbers = ours.pop("documents")
+        assert ours == plain
+        assert ours["position_ids"] == list(range(SEQ))  # RoPE reads none
+        starts = [i for i in range(SEQ) if i == 0 or numbers[i] != numbers[i - 1]]
+        assert starts == [i for i in range(SEQ) if other["position_ids"][i] == 0]
+        assert numbers == [sum(start <= i for start in starts) - 1 for i in range(SEQ)]
+        assert all(ours["tokens"][i] == 1 for i in starts[1:])  # <s>, which every document begins with
+        several += len(starts) > 1
+        inside += ours["tokens"][0] != 1
+    assert several > 10
+    assert inside > 10
+    assert masked["kinds"]["documents"] == ["torch.int64", [SEQ]]
+    assert not set(masked["digests"]) & set(causal["digests"])
+
+
+def test_documents_are_in_the_digest(parent: Parent) -> None:
+    [[plain, one, two, batch]] = parent.run("tests.cases.data:digests_of_documents")
+    assert len({plain, one, two, batch}) == 4
+
+
 def test_every_token_is_read_as_it_was_written(parent: Parent, corpus: Path, tmp_path: Path) -> None:
     tokens = manifests.load(corpus).tokens
     count = (tokens - 1) // SEQ  # one epoch

@@ -64,8 +64,9 @@ def test_what_cannot_be_built_is_said(parent: Parent) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAVE_TE, reason="Transformer Engine is not installed")
-def test_transformer_engine_is_the_same_model(parent: Parent) -> None:
-    (got,) = parent.run("tests.cases.model:transformer_engine", timeout_s=280.0)
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "per document"])
+def test_transformer_engine_is_the_same_model(parent: Parent, masked: bool) -> None:
+    (got,) = parent.run("tests.cases.model:transformer_engine", arguments={"masked": masked}, timeout_s=280.0)
     assert got["names"][0] == got["names"][1]
     assert got["losses"][0] == pytest.approx(got["losses"][1], rel=5e-3)
     for name, cosine in got["cosines"].items():

@@ -38,9 +38,28 @@ def test_rms_norm(parent: Parent) -> None:
     assert got["marks"] == [True, False]
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "per document"])
 @pytest.mark.parametrize("length", [96, 700])
-def test_core_attention(parent: Parent, length: int) -> None:
-    (got,) = parent.run("tests.cases.model:attention", arguments={"length": length})
+def test_core_attention(parent: Parent, length: int, masked: bool) -> None:
+    (got,) = parent.run("tests.cases.model:attention", arguments={"length": length, "masked": masked})
     assert got["value"] < 1e-6
     assert got["gradient"] < 1e-6
     assert got["largest"] <= min(length, 512) * got["row"]  # scores of at most 512 queries at a time
+
+
+def test_packed_attention_is_handed_documents_one_after_another(parent: Parent) -> None:
+    """The packing alone: Transformer Engine's own kernel is compared in test_config.py, on a GPU."""
+    (got,) = parent.run("tests.cases.model:attention", arguments={"length": 96, "masked": True, "via": "packed"})
+    assert got["value"] < 1e-6
+    assert got["gradient"] < 1e-6
+
+
+def test_borders_of_documents(parent: Parent) -> None:
+    numbers = [[0, 0, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 6]]
+    (got,) = parent.run("tests.cases.model:borders", arguments={"numbers": numbers})
+    assert got == [0, 2, 3, 6, 12, 13, 14, 15, 16, 17, 18, 23, 24]
+
+
+def test_a_mask_that_is_no_borders_is_our_own_fault(parent: Parent) -> None:
+    (got,) = parent.run("tests.cases.model:foreign_mask")
+    assert got == "; ".join(["these are no borders of documents in 2 samples of 6 tokens"] * 2)

@@ -39,6 +39,23 @@ def test_gradients_of_all_parameters(parity: dict[str, Any]) -> None:
         assert difference < 1e-5 * largest, name
 
 
+def test_documents_of_a_sample_are_as_if_alone(parent: Parent) -> None:
+    """RoPE's positions run on across documents here and begin at 0 in the reference: only differences count."""
+    (got,) = parent.run("tests.cases.model:parity_by_document")
+    assert got["documents"] > 20
+    assert got["longest"] == 32
+    difference, largest = got["logits"]
+    assert largest > 2.0
+    assert difference < 1e-5
+    scalars = max(size for name, (_, size) in got["gradients"].items() if ".act_fn." in name)
+    for name, (difference, largest) in got["gradients"].items():
+        assert difference < 1e-5 * (scalars if ".act_fn." in name else largest), name
+    assert got["kept"]  # to the bit, whatever the document before it says
+    assert got["changed"]
+    assert got["seen"] == got["later"] > 100  # which plain causal attention does see
+    assert got["undivided"] == 0.0  # one document a sample: the same bits as without borders
+
+
 @pytest.mark.parametrize(
     "model",
     [

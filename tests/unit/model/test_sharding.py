@@ -38,10 +38,12 @@ def _together(folder: Path, kind: str, ranks: int) -> dict[str, np.ndarray]:
     return whole
 
 
-@pytest.fixture(scope="module")
-def single(parent: Parent, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@pytest.fixture(scope="module", params=[False, True], ids=["causal", "per document"])
+def single(
+    parent: Parent, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("single")
-    (got,) = parent.run("tests.cases.model:train_step", arguments={"out": str(folder)})
+    (got,) = parent.run("tests.cases.model:train_step", arguments={"out": str(folder), "masked": request.param})
     initial, gradients = _together(folder, "initial", 1), _together(folder, "gradients", 1)
     run = run_config()
     for name, shape in published_shapes(MODEL).items():
@@ -50,7 +52,7 @@ def single(parent: Parent, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
         np.testing.assert_array_equal(initial[name], expected)
     norm = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values())))
     assert got["norm"] == pytest.approx(norm, rel=1e-6)
-    return {**got, "initial": initial}, gradients
+    return {**got, "initial": initial, "masked": request.param}, gradients
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -61,7 +63,8 @@ def test_a_cut_model_is_the_same_model(
     cut: str,
 ) -> None:
     reference, gradients = single
-    results = parent.run("tests.cases.model:train_step", world_size=2, arguments={"out": str(tmp_path), **CUTS[cut]})
+    arguments = {"out": str(tmp_path), "masked": reference["masked"], **CUTS[cut]}
+    results = parent.run("tests.cases.model:train_step", world_size=2, arguments=arguments)
     for name, array in _together(tmp_path, "initial", 2).items():
         np.testing.assert_array_equal(array, reference["initial"][name], err_msg=name)
 

@@ -257,6 +257,18 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"parallel__overlap_grad_reduce": True, "trainer__accelerator": "gpu"},
     ),
     (
+        "documents_on_one_rank",
+        {
+            "data__document_masking": "per_document",
+            "model__layer_spec": "transformer_engine",
+            "trainer__accelerator": "gpu",
+            "parallel__context_parallel_size": 2,
+            "trainer__devices": 2,
+        },
+        "data.document_masking=per_document, parallel.context_parallel_size=2: context parallelism cuts a sample at places that are no borders of documents; set parallel.context_parallel_size=1, or data.document_masking=causal",
+        {"data__document_masking": "per_document"},
+    ),
+    (
         "overlap",
         {"parallel__overlap_param_gather": True, "trainer__accelerator": "gpu"},
         "parallel.overlap_param_gather=true, parallel.overlap_grad_reduce=false: parameters are gathered early only where gradients are reduced early; set both to true, or both to false",
