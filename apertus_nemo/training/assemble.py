@@ -86,6 +86,16 @@ class DataModel(ApertusModule):
         """This rank's micro-batches from the first step on."""
         return training_loader(self.run_config, self._corpus, cache=self._cache, first_step=self._first_step)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: of the loader, which begins after the checkpoint, nothing was read yet.
+
+        Lightning counts the batches of before as read from it (training_epoch_loop.py, `fetched += current.ready`), and
+        would end the run that much too early, without an error.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        progress["is_last_batch"] = False
+
 
 def prepare_process(run: RunConfig) -> None:
     """Deterministic arithmetic on the device that the recipe names; before any tensor exists."""

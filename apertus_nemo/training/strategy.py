@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
 from nemo.lightning.pytorch.strategies import MegatronStrategy
 
+from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.schema import RunConfig
 
 WEIGHTS = "weights"  # folder of Megatron's files inside a checkpoint, as NeMo names it
@@ -90,12 +92,21 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective."""
+        """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective.
+
+        Raises InputError where a tensor is missing, too much, or of another shape.
+        """
         weights = str(Path(checkpoint_path) / WEIGHTS)
         metadata = dist_checkpointing.load_content_metadata(weights)
         wanted: dict[str, Any] = {"state_dict": self.megatron_parallel.sharded_state_dict(metadata=metadata)}
         wanted["optimizer"] = [self.optimizer_sharded_state_dict(is_loading=True, metadata=metadata)]
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, weights, strict=self.ckpt_load_strictness)
+        try:
+            loaded: dict[str, Any] = dist_checkpointing.load(wanted, weights, strict=self.ckpt_load_strictness)
+        except CheckpointingException as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the checkpoint {checkpoint_path} does not fit this run's model and optimizer: {reason}"
+            ) from error
         return loaded
 
     def load_optimizer_state_dict(self, checkpoint: Any, selective_restore: bool = False) -> None:

@@ -163,6 +163,6 @@ def tamper(rank: int, world_size: int, *, checkpoint: str, copy: str, how: str) 
     if verb == "drop":
         del tensors[name]
     else:
-        tensors[name] = copies.deepcopy(tensors["decoder.final_layernorm.weight"])
+        tensors[name] = copies.deepcopy(tensors["module.decoder.final_layernorm.weight"])
     path.write_bytes(pickle.dumps(metadata))
     return sorted(tensors)
