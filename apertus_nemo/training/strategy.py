@@ -13,6 +13,7 @@ Differences from upstream (nemo-toolkit 2.7.3, `nemo/lightning/pytorch/strategie
 
 from __future__ import annotations
 
+import queue
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
@@ -82,6 +84,8 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write weights, optimizer and loop state below `filepath` (torch_dist); collective."""
+        # Upstream starts a process, which imports torch, to hold the results of writers that report to this one.
+        filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
         checkpoint["state_dict"] = OrderedDict()
         metadata = self.sharded_state_dict_metadata
         checkpoint["sharded_state_dict"] = self.megatron_parallel.sharded_state_dict(metadata=metadata)
