@@ -27,6 +27,7 @@ from types import TracebackType
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.record.canonical import sha256_hex
 from apertus_nemo.record.files import reading, sync_folder, write_all, writing
+from apertus_nemo.record.seal import LogMark
 from apertus_nemo.record.step_line import (
     MAX_LINE_BYTES,
     StepLogHeader,
@@ -186,6 +187,15 @@ class StepLogWriter:
         """Make every line so far durable (fsync)."""
         with writing(self.folder):
             os.fsync(self._descriptor)
+
+    def mark(self) -> LogMark:
+        """How far the log goes, for a seal; call `sync` first."""
+        return LogMark(
+            header=sha256_hex(self.header.to_line()),
+            lines=len(self._offsets),
+            last_line=self._hash,
+            last_step=self.last_step,
+        )
 
     def close(self) -> None:
         """Sync and close; harmless when closed already."""

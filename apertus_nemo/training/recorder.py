@@ -22,6 +22,7 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.record.files import write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.seal import write_seal
 from apertus_nemo.record.state import StateDigest
 from apertus_nemo.record.step_log import StepLogWriter, StepRecord
 from apertus_nemo.training.checkpoint import save_checkpoint
@@ -118,6 +119,7 @@ class Recorder(pl.Callback):
         if save:
             if self._log is not None:
                 self._log.sync()
+                write_seal(self._directory.path, attempt=self._attempt, mark=self._log.mark())
             self._progress.send("phase", text=f"saving checkpoint of step {step}")
             save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step)
 

@@ -16,6 +16,7 @@ from apertus_nemo.record.canonical import dumps, sha256_hex
 from apertus_nemo.record.files import write_atomic
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
@@ -93,6 +94,8 @@ def train(
     if trainer.global_step != recorder.last_step:
         raise ApertusError(f"training ended at step {trainer.global_step}, not at step {recorder.last_step}")
     if log is not None:
+        log.sync()
+        write_end(directory.path, attempt=place.attempt, mark=log.mark())
         log.close()
     torch.distributed.barrier()
     return trainer
