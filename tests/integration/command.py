@@ -1,0 +1,113 @@
+"""The command line as a user starts it: a process of its own, in an environment that a test makes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "apertus_nemo.cli.main")
+
+
+def shell(cache: Path, home: Path, **more: str) -> dict[str, str]:
+    """A small environment with a home of its own."""
+    home.mkdir(parents=True, exist_ok=True)
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": str(ROOT),
+        **more,
+    }
+
+
+def apertus(
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float = 280.0
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the process group is killed where it takes too long."""
+    with started(arguments, folder=folder, environment=environment) as process:
+        out, err = process.communicate(timeout=timeout_s)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """A running command; on the way out it and every rank that it has left are killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        left = children(process.pid)
+        if process.poll() is None:
+            process.kill()
+        for pid in left:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the direct children, in the order in which they were started."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return sorted(map(int, found))
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Process ids of a launcher's ranks, by rank."""
+    return [pid for pid in children(launcher) if "apertus_nemo.training.worker" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    """There is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; AssertionError with `what` where it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Processes that compute all the time."""
+    burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in burning:
+            process.kill()
+            process.wait()
