@@ -32,7 +32,7 @@ def baseline(environment: dict[str, str]) -> float:
 def first_step(environment: dict[str, str], folder: Path) -> float:
     """Seconds from the start of the command to the event of step 1."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "apertus_nemo.cli.main", "train", "trainer.max_steps=1", "--json"]
+    command = [sys.executable, "-m", "apertus_nemo.cli.main", "train", "--allow-dirty", "trainer.max_steps=1", "--json"]
     with subprocess.Popen(
         [*command, "--run-dir", str(folder)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:

@@ -25,6 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = recipe_parser("train", "Train a recipe on this machine.", EPILOG)
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/NAME-N)")
     parser.add_argument("--multirun", "-m", action="store_true", help="expand sweeps; each member is a run of its own")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="train from a checkout with changes; the record keeps them as a patch",
+    )
     parser.add_argument("--json", action="store_true", help="report as JSON lines, for machines")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
     options = parser.parse_intermixed_args(arguments)
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         if len(resolved) > 1 and not options.quiet:
             print(f"run {number + 1} of {len(resolved)}: {' '.join(member.overrides)}", file=sys.stderr, flush=True)
         run_dir = _run_dir(options.run_dir, member, number if len(resolved) > 1 else None)
-        _train(member, run_dir, as_json=options.json, quiet=options.quiet)
+        _train(member, run_dir, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
     return 0
 
 
@@ -72,13 +77,14 @@ def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -
             raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
 
 
-def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quiet: bool) -> None:
+def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quiet: bool, allow_dirty: bool) -> None:
     from apertus_nemo.launch.local import default_cache, train
     from apertus_nemo.launch.show import Display
 
     display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None)
     try:
-        summary = train(resolved, run_directory, cache=default_cache(os.environ), display=display)
+        cache = default_cache(os.environ)
+        summary = train(resolved, run_directory, cache=cache, display=display, allow_dirty=allow_dirty)
     except BaseException:
         try:
             run_directory.rmdir()  # only where nothing was written yet

@@ -31,9 +31,12 @@ from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
-from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.record.lock import build_lock
+from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.recipe.typed import from_tree
+from apertus_nemo.record.lock import PinnedData, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.secrets import leaves, refuse_secrets
+from apertus_nemo.record.source import find_source
 
 _GRACE_S = 5.0
 
@@ -56,32 +59,64 @@ def default_cache(environment: Mapping[str, str]) -> Path:
     return (Path(base) if base else home / ".cache") / "apertus-nemo"
 
 
-def train(resolved: ResolvedRecipe, run_directory: Path, *, cache: Path, display: Display | None = None) -> Summary:
+def train(
+    resolved: ResolvedRecipe,
+    run_directory: Path,
+    *,
+    cache: Path,
+    display: Display | None = None,
+    allow_dirty: bool = False,
+) -> Summary:
     """Check the recipe, prepare its data, write the lock, and train in `run_directory`, which must not hold a run.
 
+    `allow_dirty`: also from a checkout with changes, which the record then keeps.
     Raises InputError, Differs (data that are not what their manifest says) or UnfitEnvironment.
     """
     run, display = resolved.config, display or Display()
     check(run)
-    corpus = _corpus(run, cache, display)
-    found = manifest.load(corpus)
-    manifest.check_against_model(found, run)
+    refuse_secrets(leaves(resolved.tree), where="the recipe")
+    source = find_source(allow_dirty=allow_dirty)
+    corpus, data = prepare_data(run, cache, display)
     lock = build_lock(
         run,
         overrides=list(resolved.overrides),
         environment=rank_environment(run, os.environ),
-        data_manifest_digest=manifest.digest(found),
+        data=data,
+        surroundings=look(source=source, cache=cache),
     )
-    directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=_readable(resolved))
+    files = {"source.tar": source.archive}
+    if source.patch is not None:
+        files["source.patch"] = source.patch
+    return launch(lock, run_directory, files=files, corpus=corpus, cache=cache, display=display)
+
+
+def launch(
+    lock: RunLock, run_directory: Path, *, files: Mapping[str, bytes], corpus: Path, cache: Path, display: Display
+) -> Summary:
+    """Start the run that a lock describes in `run_directory`, which must not hold one; `files` go beside the lock."""
+    run = from_tree(lock.tree["config"])
+    directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=readable_recipe(lock), files=files)
     display.phase("starting NeMo")
     return run_ranks(run, directory, attempt=directory.new_attempt(), corpus=corpus, cache=cache, display=display)
 
 
-def _readable(resolved: ResolvedRecipe) -> str:
+def readable_recipe(lock: RunLock) -> str:
+    """`recipe.yaml`: the resolved recipe, and the overrides as a comment."""
     import yaml
 
-    text: str = yaml.safe_dump(resolved.tree, sort_keys=False)
-    return "# For reading; lock.json decides.\n" + text
+    text: str = yaml.safe_dump(to_tree(from_tree(lock.tree["config"])), sort_keys=False)
+    return f"# For reading; lock.json decides.\n# overrides: {json.dumps(list(lock.tree['overrides']))}\n{text}"
+
+
+def prepare_data(
+    run: RunConfig, cache: Path, display: Display, *, folder: Path | None = None
+) -> tuple[Path, PinnedData]:
+    """The folder of the run's data, or `folder` in its place, and what the lock pins of it."""
+    corpus = _corpus(run, cache, display) if folder is None else folder
+    found = manifest.load(corpus)
+    manifest.check_against_model(found, run)
+    files = {entry.path: entry.sha256 for entry in found.files}
+    return corpus, PinnedData(manifest.digest(found), files, to_tree(found.tokenizer))
 
 
 def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
@@ -141,7 +176,7 @@ class _Ranks:
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, *worker],
+                        [sys.executable, "-P", *worker],  # -P: not the code that may lie in the current folder
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=output,

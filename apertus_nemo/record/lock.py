@@ -1,10 +1,11 @@
 """RunLock: what must be the same for two runs to be the same run; `lock.json`.
 
-    lock = build_lock(config, overrides=["optim.lr=2e-5"], environment=pinned, data_manifest_digest=digest)
+    lock = build_lock(config, overrides=["optim.lr=2e-5"], environment=pinned, data=found, surroundings=look())
     lock_digest(lock)                    # equals `sha256sum lock.json`: the file is the canonical JSON, no more
     RunLock.from_bytes(path.read_bytes(), what=str(path))
 
-A field that cannot be known is written as unknown with the reason, never left out. Version 1 of the schema.
+A field that cannot be known is written as unknown with the reason, never left out. What looks like a secret is refused.
+Version 1 of the schema. The same choices in the same surroundings give the same bytes, on every machine and every day.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.record.canonical import dumps, loads_canonical, sha256_hex, unknown
-from apertus_nemo.record.software import packages, source
+from apertus_nemo.record.machine import machine
+from apertus_nemo.record.secrets import leaves, override_pairs, refuse_secrets
+from apertus_nemo.record.software import interpreter, packages
+from apertus_nemo.record.source import Source, find_source
 
 SCHEMA_VERSION = 1
 RANK_ORDER = "tp-cp-ep-dp-pp"  # fastest first, Megatron's default: which ranks form which group
@@ -34,11 +39,14 @@ FIELDS = frozenset(
         "level",
         "overrides",
         "packages",
+        "python",
         "schema_version",
         "source",
         "stages",
     }
 )
+LATER = frozenset({"python"})  # the first records of version 1 lack it
+RELAUNCH = "relaunch_of"  # only in the lock of a relaunch that was let differ: see `RunLock.allowing`
 
 # Variables that can change a result, and hold no secret. Nothing else of an environment enters a lock.
 ENVIRONMENT = (
@@ -88,6 +96,16 @@ class RunLock:
         """The lock digest: SHA-256 over `to_bytes`."""
         return sha256_hex(self.to_bytes())
 
+    def allowing(self, original: RunLock, allowed: Mapping[str, tuple[Any, Any]]) -> RunLock:
+        """The lock of a relaunch of `original` in which the fields `allowed`, name -> (locked, found), may differ.
+
+        It says so for ever, in a field of its own; two relaunches that were let differ alike have one lock digest.
+        """
+        fields = [
+            {"field": name, "found": found, "locked": locked} for name, (locked, found) in sorted(allowed.items())
+        ]
+        return RunLock({**self.tree, RELAUNCH: {"allowed": fields, "lock_digest": original.digest}})
+
     @classmethod
     def from_bytes(cls, data: bytes, *, what: str) -> RunLock:
         """Read a lock; raises InputError, beginning with `what`, where it is none of this version."""
@@ -98,7 +116,7 @@ class RunLock:
             raise InputError(
                 f"{what}: has schema version {tree['schema_version']!r}; this version reads {SCHEMA_VERSION}"
             )
-        for key in sorted(FIELDS ^ set(tree)):
+        for key in sorted((FIELDS ^ set(tree)) - {RELAUNCH} - (LATER - set(tree))):
             raise InputError(f"{what}: {'unknown' if key in tree else 'missing'} field {key!r}")
         return cls(tree)
 
@@ -108,49 +126,112 @@ def lock_digest(lock: RunLock) -> str:
     return lock.digest
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a lock pins that no recipe says, as found here."""
+
+    packages: Mapping[str, Any]  # see software.packages
+    python: Mapping[str, Any]  # see software.interpreter
+    machine: Mapping[str, Any]  # see machine.machine
+    source: Mapping[str, Any]  # see source.describe
+
+
+def look(*, source: Source | None = None, cache: Path | None = None) -> Surroundings:
+    """The surroundings of this process; `cache` is the folder where hashes of packages are kept between runs."""
+    return Surroundings(
+        packages=packages(cache=None if cache is None else cache / "packages.json"),
+        python=interpreter(),
+        machine=machine(),
+        source=(source or find_source()).tree,
+    )
+
+
+@dataclass(frozen=True)
+class PinnedData:
+    """A built corpus, as a lock pins it."""
+
+    manifest_digest: str  # SHA-256 of its manifest
+    files: Mapping[str, str]  # path -> SHA-256, those of the tokenizer included
+    tokenizer: Mapping[str, Any]  # kind, size of the vocabulary, special ids
+
+
 def build_lock(
     config: RunConfig,
     *,
     overrides: Sequence[str],
     environment: Mapping[str, str],
-    data_manifest_digest: str | None,
-    installed: Mapping[str, str] | None = None,
-    code: Mapping[str, Any] | None = None,
+    data: PinnedData | None,
+    surroundings: Surroundings | None = None,
 ) -> RunLock:
     """The lock of a resolved recipe.
 
-    `overrides` as typed; `environment` as the ranks will have it (only names in ENVIRONMENT are taken);
-    `data_manifest_digest` is the SHA-256 of the data's manifest, None while the data are not built. `installed` and
-    `code` default to what this process runs: `software.packages()` and `software.source()`.
+    `overrides` as typed; `environment` as the ranks will have it (only names in ENVIRONMENT are taken); `data` is
+    None while they are not built; `surroundings` default to those of this process.
+
+    Raises InputError where the recipe or an override holds what looks like a secret.
     """
-    cpu = config.trainer.accelerator == "cpu"
-    no_gpu_answer = unknown("a property of CPUs; the run asks for GPUs")
-    manifest: Any = data_manifest_digest
-    if manifest is None:
-        manifest = unknown("the data were not built when the lock was written")
-    data = {"manifest_digest": manifest, "seed": config.data.seed, "source": config.data.source}
+    here = look() if surroundings is None else surroundings
+    tree = to_tree(config)
+    pinned = {name: environment[name] for name in ENVIRONMENT if name in environment}
+    refuse_secrets(leaves(tree), where="the recipe")
+    refuse_secrets(override_pairs(overrides), where="the overrides")
+    refuse_secrets(pinned.items(), where="the environment")
+    corpus = _data(config, data)
+    return RunLock(
+        {
+            "config": tree,
+            "data": corpus,
+            "environment": pinned,
+            "hardware": _hardware(config, environment, here.machine),
+            "image": config.image.reference or unknown("no image: the installed packages are listed one by one"),
+            "initial_state": {"kind": "none"},
+            "level": config.reproducibility.level,
+            "overrides": list(overrides),
+            "packages": dict(here.packages),
+            "python": dict(here.python),
+            "schema_version": SCHEMA_VERSION,
+            "source": dict(here.source),
+            "stages": _stages(config, {name: corpus[name] for name in ("manifest_digest", "seed", "source")}),
+        }
+    )
+
+
+def _data(config: RunConfig, data: PinnedData | None) -> dict[str, Any]:
+    found: dict[str, Any]
+    if data is None:
+        found = dict.fromkeys(
+            ("files", "manifest_digest", "tokenizer"), unknown("the data were not built when the lock was written")
+        )
+    else:
+        found = {
+            "files": dict(data.files),
+            "manifest_digest": data.manifest_digest,
+            "tokenizer": dict(data.tokenizer),
+        }
+    return {"seed": config.data.seed, "source": config.data.source, **found}
+
+
+def _hardware(config: RunConfig, environment: Mapping[str, str], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind of hardware asked for; of this machine, what a result depends on at the settings asked for."""
+    found: dict[str, Any] = {"accelerator": config.trainer.accelerator, "architecture": here["architecture"]}
     reproducibility = config.reproducibility
-    mkl_mode: Any = environment.get("MKL_CBWR", unknown("MKL_CBWR is not set: MKL chooses by processor"))
-    tree = {
-        "config": to_tree(config),
-        "data": data,
-        "environment": {name: environment[name] for name in ENVIRONMENT if name in environment},
-        "hardware": {
-            "accelerator": config.trainer.accelerator,
-            "instruction_set": reproducibility.instruction_set if cpu else no_gpu_answer,
-            "mkl_mode": mkl_mode if cpu else no_gpu_answer,
-            "threads_per_rank": reproducibility.threads_per_rank if cpu else no_gpu_answer,
-        },
-        "image": config.image.reference or unknown("no image: the installed packages are listed one by one"),
-        "initial_state": {"kind": "none"},
-        "level": reproducibility.level,
-        "overrides": list(overrides),
-        "packages": dict(packages() if installed is None else installed),
-        "schema_version": SCHEMA_VERSION,
-        "source": dict(source() if code is None else code),
-        "stages": _stages(config, data),
+    if config.trainer.accelerator != "cpu":
+        of_cpus = unknown("a property of CPUs; the run asks for GPUs")
+        names = ("cpu_features", "cpu_model", "instruction_set", "mkl_mode", "threads_per_rank")
+        return {**found, **dict.fromkeys(names, of_cpus), "driver": here["driver"], "gpu": here["gpu"]}
+    native = reproducibility.instruction_set == "native"
+    any_model = unknown(f"any that has it: the instruction set is pinned to {reproducibility.instruction_set}")
+    of_gpus = unknown("a property of GPUs; the run asks for CPUs")
+    return {
+        **found,
+        "cpu_features": here["cpu_features"] if native else any_model,
+        "cpu_model": here["cpu_model"] if native else any_model,
+        "driver": of_gpus,
+        "gpu": of_gpus,
+        "instruction_set": reproducibility.instruction_set,
+        "mkl_mode": environment.get("MKL_CBWR", unknown("MKL_CBWR is not set: MKL chooses by processor")),
+        "threads_per_rank": reproducibility.threads_per_rank,
     }
-    return RunLock(tree)
 
 
 def _stages(config: RunConfig, data: Mapping[str, Any]) -> list[dict[str, Any]]:

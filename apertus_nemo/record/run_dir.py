@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.files import reading, sync_folder, write_atomic, writing
 from apertus_nemo.record.lock import RunLock
+
+BESIDE = frozenset({"relaunch.json", "source.patch", "source.tar"})  # files that a run may have before its lock
 
 _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _STATE = re.compile(r"step-([0-9]{9})\.json\Z")
@@ -29,9 +32,12 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, *, lock: RunLock, recipe_yaml: str) -> RunDirectory:
-        """Make the folder with `recipe.yaml` and, last, `lock.json`: with it, it is a run directory.
+    def create(
+        cls, path: Path, *, lock: RunLock, recipe_yaml: str, files: Mapping[str, bytes] | None = None
+    ) -> RunDirectory:
+        """Make the folder with `recipe.yaml`, `files` and, last, `lock.json`: with it, it is a run directory.
 
+        `files` are some of BESIDE, by name: source.tar, source.patch, relaunch.json.
         Raises InputError where there is a run already, or anything else; UnfitEnvironment where the disk refuses.
         """
         run = cls(Path(path))
@@ -40,13 +46,18 @@ class RunDirectory:
             names = os.listdir(run.path)
         if run.lock.name in names:
             raise InputError(f"{run.path} holds a run already: resume it, or choose another folder")
-        foreign = sorted(set(names) - {run.recipe.name, run.steps.name, run.states.name, run.attempts.name})
+        foreign = sorted(set(names) - BESIDE - {run.recipe.name, run.steps.name, run.states.name, run.attempts.name})
         foreign = [name for name in foreign if not name.endswith(".partial") and name != run.checkpoints.name]
         if foreign:
             raise InputError(f"{run.path} is not empty (it holds {foreign[0]!r}): choose another folder for the run")
         with writing(run.path):
             for folder in (run.steps, run.states, run.attempts, run.checkpoints):
                 folder.mkdir(exist_ok=True)
+        for name in BESIDE & set(names) - set(files or {}):  # of a start that was interrupted before its lock
+            with writing(run.path / name):
+                (run.path / name).unlink()
+        for name, data in (files or {}).items():
+            write_atomic(run.path / name, data)
         write_atomic(run.recipe, recipe_yaml.encode())
         write_atomic(run.lock, lock.to_bytes())
         return run
@@ -65,6 +76,21 @@ class RunDirectory:
     def lock(self) -> Path:
         """What must be the same."""
         return self.path / "lock.json"
+
+    @property
+    def source(self) -> Path:
+        """Archive of the package that ran."""
+        return self.path / "source.tar"
+
+    @property
+    def patch(self) -> Path:
+        """What a changed checkout had over its commit."""
+        return self.path / "source.patch"
+
+    @property
+    def relaunch(self) -> Path:
+        """Of which run this is a relaunch, and what that one had observed."""
+        return self.path / "relaunch.json"
 
     @property
     def observed(self) -> Path:

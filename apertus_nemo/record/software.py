@@ -1,112 +1,232 @@
-"""What software this process would run: installed packages, and our own source.
+"""What software this process would run, apart from our own source (`record/source.py`).
 
-packages()      # {"torch": "2.13.0+cpu", ...}, sorted; milliseconds, no metadata file is opened
-source()        # version, hash of our files, and the git commit where this is a checkout
+    packages(cache=Path("~/.cache/apertus-nemo/packages.json").expanduser())
+    # {"numpy": {"sha256": "...", "version": "1.26.4"}, ...}, sorted
+    interpreter()    # {"build": ..., "implementation": "CPython", "libc": "glibc 2.36", "version": "3.11.2"}
+
+A package's hash is taken over the files themselves, not over what their RECORD says of them. Hashing two gigabytes
+takes seconds, so digests are kept: a package is hashed again when the size, the modification time or the change time of
+any of its files is another one.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import os
+import platform
 import re
+import site
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo import __version__
+from apertus_nemo.errors import ApertusError
 from apertus_nemo.record.canonical import dumps, sha256_hex, unknown
-from apertus_nemo.record.files import file_sha256
+from apertus_nemo.record.files import file_sha256, write_atomic
 
 _DIST_INFO = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info\Z")
-_GIT_LIMIT_S = 20.0  # a slow network file system
-_SUFFIXES = (".py", ".yaml", ".json", ".txt")  # of our files that can change a result
+_CACHE_FORMAT = 1
+_MAX_CACHE_BYTES = 64 * 2**20
+
+# Distributions that no run imports; a lock does not pin them, so that a tool may be added or moved on.
+NOT_PINNED = {
+    "apertus-nemo": "our own source is a field of its own",
+    "ast-serialize": "of mypy",
+    "hypothesis": "generates cases for tests",
+    "iniconfig": "of pytest",
+    "librt": "of mypy",
+    "mypy": "checks types",
+    "pip": "puts packages in place",
+    "pytest": "runs tests",
+    "pytest-timeout": "of pytest",
+    "ruff": "checks style",
+    "sortedcontainers": "of hypothesis",
+    "uv": "puts packages in place",
+}
+
+# Of a distribution's own notes, what tells how and where it was put in place; the rest is pinned.
+_NOTES = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
 
 
-def packages(path: Sequence[str] | None = None) -> dict[str, str]:
-    """Installed distributions, normalised name -> version, sorted; the first on `path` (sys.path) wins, as on import.
+@dataclass(frozen=True)
+class _Distribution:
+    """An installed distribution, found by the name of its folder."""
 
-    Name and version are read from the names of the `.dist-info` folders (packaging specification "Recording installed
-    projects"), which is a hundred times quicker than reading their metadata. Distributions that old tools left
-    as `.egg-info` are listed too, with the version that their name gives, else "unknown".
+    name: str  # normalised
+    version: str
+    folder: Path  # site-packages
+    info: str  # name of its .dist-info; "" where an old tool left none
+
+
+def interpreter() -> dict[str, str]:
+    """The Python that runs this, by version and build, and the C library, whose functions enter arithmetic."""
+    return {
+        "build": " ".join(sys.version.split()),
+        "implementation": platform.python_implementation(),
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "version": platform.python_version(),
+    }
+
+
+def import_path(environment: Mapping[str, str]) -> list[str]:
+    """The part of sys.path that ranks share: neither this process's PYTHONPATH nor the user's own packages."""
+    out = {os.path.realpath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    out |= {os.path.realpath(site.getusersitepackages()), os.path.realpath("")}  # `python -m` puts the folder first
+    return [entry for entry in sys.path if entry and os.path.realpath(entry) not in out]
+
+
+def packages(path: Sequence[str] | None = None, *, cache: Path | None = None) -> dict[str, Any]:
+    """Installed distributions on `path` (default: what ranks import from) but NOT_PINNED, sorted by normalised name.
+
+    Each is {"sha256", "version"}; the hash is SHA-256 over the canonical JSON of [[file, SHA-256], ...], sorted, for
+    every file that RECORD names but byte code, scripts (they hold the place of Python) and installers' notes. A file
+    that is not there has null. Where two folders of the path hold one distribution, the first wins, as on import.
+    `cache` keeps digests between calls; it is made, and ignored where it is unreadable or cannot be written.
     """
-    found: dict[str, str] = {}
-    for folder in sys.path if path is None else path:
+    found = _distributions(import_path(os.environ) if path is None else path)
+    known = _read_cache(cache)
+    kept: dict[str, Any] = {}
+    stale: list[tuple[_Distribution, list[str], str]] = []
+    result: dict[str, Any] = {}
+    for distribution in found:
+        key = str(distribution.folder / distribution.info)
+        old = known.get(key)
+        record = _record_stamp(distribution)
+        if record is None:
+            reason = unknown("its installer left no list of its files (RECORD)")
+            result[distribution.name] = {"sha256": reason, "version": distribution.version}
+            continue
+        if old is not None and old["record"] == record:
+            names = old["files"].split("\n")
+        else:
+            names, old = _files(distribution), None
+        stamp = _stamp(distribution.folder, names)
+        if old is not None and old["stamp"] == stamp:
+            result[distribution.name] = {"sha256": old["sha256"], "version": distribution.version}
+            kept[key] = old
+        else:
+            stale.append((distribution, names, stamp))
+    for (distribution, names, stamp), digest in zip(stale, _digests(stale), strict=True):
+        result[distribution.name] = {"sha256": digest, "version": distribution.version}
+        kept[str(distribution.folder / distribution.info)] = {
+            "files": "\n".join(names),
+            "record": _record_stamp(distribution),
+            "sha256": digest,
+            "stamp": stamp,
+        }
+    if stale:
+        _write_cache(cache, {**known, **kept})
+    return dict(sorted(result.items()))
+
+
+def _distributions(path: Sequence[str]) -> list[_Distribution]:
+    """By the names of `.dist-info` folders (packaging specification "Recording installed projects"), reading none."""
+    found: dict[str, _Distribution] = {}
+    for entry in path:
+        folder = Path(entry or ".")
         try:
-            names = os.listdir(folder or ".")
+            names = os.listdir(folder)
         except OSError:
             continue
-        here: dict[str, str] = {}
+        here: dict[str, _Distribution] = {}
         for name in names:
             if match := _DIST_INFO.match(name):
-                here[_normal(match["name"])] = match["version"]
+                normal = _normal(match["name"])
+                here[normal] = _Distribution(normal, match["version"], folder, name)
             elif name.endswith(".egg-info"):
                 parts = name.removesuffix(".egg-info").split("-")
-                here.setdefault(_normal(parts[0]), parts[1] if len(parts) > 1 else "unknown")
-        for name, version in here.items():
-            found.setdefault(name, version)
-    return dict(sorted(found.items()))
+                normal = _normal(parts[0])
+                here.setdefault(normal, _Distribution(normal, parts[1] if len(parts) > 1 else "unknown", folder, ""))
+        for normal, distribution in here.items():
+            found.setdefault(normal, distribution)
+    return [found[name] for name in sorted(found) if name not in NOT_PINNED]
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def source(package: Path | None = None) -> dict[str, Any]:
-    """Our own source: {"commit", "dirty", "files_digest", "package_version", "tree"}.
-
-    `files_digest` is the SHA-256 over the manifest of the package's files (recipes apart: the lock holds the resolved
-    one), so it holds without git too. `dirty` says whether tracked files differ from the commit.
-    """
-    folder = Path(__file__).resolve().parents[1] if package is None else package
-    result: dict[str, Any] = {"files_digest": _files_digest(folder), "package_version": __version__}
-    root = folder.parent
-    if not (root / ".git").exists():
-        no_git = unknown("not a git checkout")
-        return {"commit": no_git, "dirty": no_git, "tree": no_git, **result}
+def _record_stamp(distribution: _Distribution) -> str | None:
+    """Size and times of its RECORD; None where it has none."""
     try:
-        commit, tree = _git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
-    except (OSError, ValueError) as error:
-        reason = unknown(str(error))
-        return {"commit": reason, "dirty": reason, "tree": reason, **result}
-    return {"commit": commit, "dirty": bool(changed.strip()), "tree": tree, **result}
+        found = os.stat(distribution.folder / distribution.info / "RECORD") if distribution.info else None
+    except OSError:
+        found = None
+    return None if found is None else f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
-def _files_digest(folder: Path) -> str:
-    entries = []
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in ("__pycache__", "resources"))
-        for name in names:
-            if name.endswith(_SUFFIXES):
-                path = Path(here) / name
-                entries.append([path.relative_to(folder).as_posix(), file_sha256(path)])
-    return sha256_hex(dumps(sorted(entries)))
+def _files(distribution: _Distribution) -> list[str]:
+    """The files of a distribution that are pinned, relative to its folder, sorted."""
+    with open(distribution.folder / distribution.info / "RECORD", encoding="utf-8", newline="") as stream:
+        names = {row[0] for row in csv.reader(stream) if row}
+    pinned = []
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        outside = name.startswith(("../", "/"))
+        script = outside and os.path.basename(folder) in ("bin", "Scripts")
+        note = folder == distribution.info and last in _NOTES
+        if not (script or note or last.endswith(".pyc")) and "\n" not in name:
+            pinned.append(name)
+    return sorted(pinned)
 
 
-def _git(root: Path, *arguments: str) -> str:
-    """Output of git, read only: no lock is taken, no file-system monitor is started. Raises OSError with the reason."""
-    import subprocess
+def _stamp(folder: Path, names: Sequence[str]) -> str:
+    """Changes with the size or a time of any file."""
+    prefix, stat, parts = f"{folder}/", os.stat, []
+    for name in names:
+        try:
+            found = stat(prefix + name)
+            parts.append(f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
+        except OSError:
+            parts.append("-")
+    return sha256_hex("\n".join(parts).encode())
 
+
+def _digests(stale: Sequence[tuple[_Distribution, list[str], str]]) -> list[str]:
+    """Hash the files of several distributions, on all processors."""
+
+    def one(path: Path) -> str | None:
+        try:
+            return file_sha256(path)
+        except ApertusError:
+            return None
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # hashlib lets go of the interpreter
+        hashes = [pool.map(one, [item.folder / name for name in names]) for item, names, _ in stale]
+        return [
+            sha256_hex(dumps([list(pair) for pair in zip(names, found, strict=True)]))
+            for (_, names, _), found in zip(stale, hashes, strict=True)
+        ]
+
+
+def _read_cache(path: Path | None) -> dict[str, Any]:
+    """What was kept; nothing where that is not what this version writes."""
+    if path is None:
+        return {}
     try:
-        return subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", *arguments],
-            cwd=root,
-            env={
-                "PATH": os.environ.get("PATH", os.defpath),
-                "HOME": os.environ.get("HOME", os.devnull),
-                "GIT_OPTIONAL_LOCKS": "0",
-                "LC_ALL": "C",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-            check=True,
-            timeout=_GIT_LIMIT_S,
-            text=True,
-        ).stdout
-    except FileNotFoundError as error:
-        raise OSError("git is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"git took longer than {_GIT_LIMIT_S:.0f} s") from error
-    except subprocess.CalledProcessError as error:
-        raise OSError("git does not take it for a checkout of this user") from error
+        with open(path, "rb") as stream:
+            data = stream.read(_MAX_CACHE_BYTES)
+        head, _, body = data.partition(b"\n")
+        if head.decode() != f"{_CACHE_FORMAT} {hashlib.sha256(body).hexdigest()}":
+            return {}
+        tree = json.loads(body)
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _write_cache(path: Path | None, entries: Mapping[str, Any]) -> None:
+    """Keep the digests of what still is there; a cache that cannot be written is none."""
+    if path is None:
+        return
+    body = json.dumps({key: entries[key] for key in sorted(entries) if os.path.isdir(key)}).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{_CACHE_FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode() + body)
+    except (OSError, ApertusError):
+        pass

@@ -20,13 +20,30 @@ from apertus_nemo.recipe.schema import (
 )
 from apertus_nemo.record.canonical import unknown
 from apertus_nemo.record.files import write_atomic
-from apertus_nemo.record.lock import RunLock, build_lock
+from apertus_nemo.record.lock import PinnedData, RunLock, Surroundings, build_lock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.state import KINDS, StateDigest, TensorDigest
 from apertus_nemo.record.step_log import StepLogHeader, StepLogWriter, StepRecord
 
-CODE = {"commit": unknown("an example"), "files_digest": "0" * 64, "package_version": "0.1.0"}
-CODE |= {"dirty": unknown("an example"), "tree": unknown("an example")}
+SOURCE = {"archive_sha256": "a" * 64, "files_digest": "0" * 64, "package_version": "0.1.0"}
+SOURCE |= {"commit": "c" * 40, "dirty": False, "patch": None, "tree": "7" * 40}
+SURROUNDINGS = Surroundings(
+    packages={"torch": {"sha256": "2" * 64, "version": "2.13.0+cpu"}},
+    python={"build": "3.11.2 (main) [GCC]", "implementation": "CPython", "libc": "glibc 2.36", "version": "3.11.2"},
+    machine={
+        "architecture": "x86_64",
+        "cpu_features": ["avx", "avx2", "fma"],
+        "cpu_model": "An Example",
+        "driver": unknown("an example"),
+        "gpu": unknown("an example"),
+    },
+    source=SOURCE,
+)
+DATA = PinnedData(
+    "d" * 64,
+    {"corpus.bin": "b" * 64, "corpus.idx": "1" * 64, "tokenizer/tokenizer.json": "3" * 64},
+    {"bos_id": 1, "eos_id": 2, "kind": "trained", "pad_id": 3, "unk_id": 0, "vocab_size": 64},
+)
 
 
 def config(**trainer: Any) -> RunConfig:
@@ -56,9 +73,8 @@ def lock(**trainer: Any) -> RunLock:
         config(**trainer),
         overrides=["trainer.devices=4"],
         environment={"OMP_NUM_THREADS": "1", "MKL_CBWR": "AVX2", "HOME": "/root", "AWS_SECRET_ACCESS_KEY": "x"},
-        data_manifest_digest="d" * 64,
-        installed={"torch": "2.13.0+cpu"},
-        code=CODE,
+        data=DATA,
+        surroundings=SURROUNDINGS,
     )
 
 

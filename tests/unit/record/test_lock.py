@@ -34,13 +34,32 @@ def test_every_field_of_the_contract_is_there() -> None:
     assert tree["schema_version"] == 1
     assert tree["config"] == json.loads(json.dumps(to_tree(example.config())))
     assert tree["overrides"] == ["trainer.devices=4"]
-    assert tree["packages"] == {"torch": "2.13.0+cpu"}
-    assert tree["data"] == {"manifest_digest": "d" * 64, "seed": 28, "source": "embedded"}
+    assert tree["packages"] == {"torch": {"sha256": "2" * 64, "version": "2.13.0+cpu"}}
+    assert tree["python"]["version"] == "3.11.2"
+    assert tree["data"] == {
+        "files": dict(example.DATA.files),
+        "manifest_digest": "d" * 64,
+        "seed": 28,
+        "source": "embedded",
+        "tokenizer": dict(example.DATA.tokenizer),
+    }
+    assert tree["stages"][0]["data"] == {"manifest_digest": "d" * 64, "seed": 28, "source": "embedded"}
     assert tree["initial_state"] == {"kind": "none"}
     assert tree["level"] == "bitwise"
     assert list(tree["image"]) == ["unknown"]
-    hardware = {"accelerator": "cpu", "instruction_set": "native", "mkl_mode": "AVX2", "threads_per_rank": 1}
-    assert tree["hardware"] == hardware
+    of_gpus = {"unknown": "a property of GPUs; the run asks for CPUs"}
+    assert tree["hardware"] == {
+        "accelerator": "cpu",
+        "architecture": "x86_64",
+        "cpu_features": ["avx", "avx2", "fma"],
+        "cpu_model": "An Example",
+        "driver": of_gpus,
+        "gpu": of_gpus,
+        "instruction_set": "native",
+        "mkl_mode": "AVX2",
+        "threads_per_rank": 1,
+    }
+    assert "relaunch_of" not in tree
 
 
 def test_stages_follow_the_batch_plan() -> None:
@@ -81,13 +100,11 @@ def test_whatever_the_launcher_pins_is_in_the_lock() -> None:
 
 def test_what_is_not_known_says_why() -> None:
     config = example.config(accelerator="gpu")
-    lock = build_lock(config, overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE)
+    lock = build_lock(config, overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
     tree = json.loads(lock.to_bytes())
     assert tree["data"]["manifest_digest"] == {"unknown": "the data were not built when the lock was written"}
     assert tree["hardware"]["mkl_mode"] == {"unknown": "a property of CPUs; the run asks for GPUs"}
-    lock = build_lock(
-        example.config(), overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE
-    )
+    lock = build_lock(example.config(), overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
     assert "MKL_CBWR is not set" in json.loads(lock.to_bytes())["hardware"]["mkl_mode"]["unknown"]
 
 
@@ -98,10 +115,12 @@ def test_anything_pinned_changes_the_digest() -> None:
 
 
 def test_the_same_from_another_folder_user_and_hash_seed(tmp_path: Path) -> None:
-    """With the real packages and source, in fresh processes."""
+    """With the real packages (their hashes from the cache, after the first), source and machine, in fresh processes."""
     script = (
-        "from tests.unit.record.example import config\nfrom apertus_nemo.record.lock import build_lock\n"
-        "print(build_lock(config(), overrides=[], environment={}, data_manifest_digest=None).digest)"
+        "import pathlib\nfrom tests.unit.record.example import config\n"
+        "from apertus_nemo.record.lock import build_lock, look\n"
+        f"here = look(cache=pathlib.Path({str(tmp_path)!r}))\n"
+        "print(build_lock(config(), overrides=[], environment={}, data=None, surroundings=here).digest)"
     )
     root = Path(__file__).resolve().parents[3]
     printed = [
@@ -148,5 +167,5 @@ def test_an_edited_lock_is_refused() -> None:
 
 def test_a_large_float_in_a_recipe_survives() -> None:
     config = replace(example.config(), optim=replace(example.config().optim, eps=1e20))
-    lock = build_lock(config, overrides=[], environment={}, data_manifest_digest=None, installed={}, code=example.CODE)
+    lock = build_lock(config, overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
     assert RunLock.from_bytes(lock.to_bytes(), what="it").tree["config"]["optim"]["eps"] == 1e20
