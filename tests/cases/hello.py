@@ -1,4 +1,5 @@
 """Cases that check the forking parent itself."""
+
 import os
 import time
 
