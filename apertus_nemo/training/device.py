@@ -140,6 +140,9 @@ class _Quiet(logging.Filter):
         return "CPU RNG state changed within GPU RNG context" not in record.getMessage()
 
 
+_QUIET = _Quiet()
+
+
 def alias_cuda(*, ranks: int = 1) -> None:
     """Make "cuda" mean the CPU in this process; `ranks` is the number of devices to announce.
 
@@ -206,7 +209,7 @@ def _alias_megatron_random() -> None:
 
     _replace(megatron_random, "_get_cuda_rng_state", get_state)
     _replace(megatron_random, "_set_cuda_rng_state", set_state)
-    logging.getLogger(megatron_random.__name__).addFilter(_Quiet())
+    logging.getLogger(megatron_random.__name__).addFilter(_QUIET)
 
 
 def restore() -> None:
@@ -215,4 +218,5 @@ def restore() -> None:
     while _originals:
         owner, name, value = _originals.pop()
         setattr(owner, name, value)
+    logging.getLogger("megatron.core.tensor_parallel.random").removeFilter(_QUIET)
     _installed = False
