@@ -5,7 +5,7 @@ Every row has its reason. Nothing else of the shell's environment reaches a rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from apertus_nemo.recipe.schema import RunConfig
 
@@ -47,6 +47,17 @@ INSTRUCTION_SETS: dict[str, tuple[str, str, str]] = {
     "avx2": ("avx2", "AVX2", "AVX2"),
     "avx512": ("avx512", "AVX512", "AVX512_CORE"),
 }
+
+
+# From the shell, for the first rank alone, where the recipe asks for it; the value is written nowhere.
+SECRETS: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
+    "WANDB_API_KEY": ("uploads curves to Weights & Biases", lambda run: run.trainer.wandb == "online"),
+}
+
+
+def secrets(run: RunConfig, shell: Mapping[str, str]) -> dict[str, str]:
+    """Secrets that the first rank of `run` gets beside `rank_environment`; never to be recorded or shown."""
+    return {name: shell[name] for name, (_, wanted) in SECRETS.items() if name in shell and wanted(run)}
 
 
 def rank_environment(run: RunConfig, shell: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from typing import Any
 import apertus_nemo
 from apertus_nemo.data import manifest
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
-from apertus_nemo.launch.environment import rank_environment
+from apertus_nemo.launch.environment import rank_environment, secrets
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
@@ -170,14 +170,15 @@ class _Ranks:
                 "APERTUS_PROGRESS_FD": str(writing),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
             }
+            hidden = secrets(self._run, os.environ) if rank == 0 else {}
             if rank == 0:
-                _write_environment(folder / "environment.json", environment)
+                _write_environment(folder / "environment.json", {**environment, **dict.fromkeys(hidden, "(secret)")})
             worker = ["-m", "apertus_nemo.training.worker", str(self._directory.path.resolve()), str(self._attempt)]
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-P", *worker],  # -P: not the code that may lie in the current folder
-                        env=environment,
+                        env={**environment, **hidden},
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=output,

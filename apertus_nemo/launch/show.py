@@ -49,6 +49,16 @@ class Display:
             self.phase(event["text"])
         elif event["event"] == "step" and not self._quiet:
             self._step(event)
+        elif event["event"] == "warning":
+            self._warning(event["text"])
+
+    def _warning(self, text: str) -> None:
+        """One line, above the bar."""
+        if self._bar is not None:
+            self._bar.write(f"warning: {text}", file=self._stream)
+        else:
+            self._end_phase()
+            print(f"warning: {text}", file=self._stream, flush=True)
 
     def _step(self, event: dict[str, Any]) -> None:
         rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0

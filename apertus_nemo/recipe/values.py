@@ -135,6 +135,9 @@ ALLOWED: dict[str, Allowed] = {
     "trainer.max_steps": Allowed("it counts steps; null runs to the end", low=1, high=1 << 40),
     "trainer.checkpoint_every_steps": _STEPS,
     "trainer.collective_timeout_s": Allowed("ranks must not wait for a dead one for ever", low=1, high=86400),
+    "trainer.tensorboard": _SWITCH,
+    "trainer.wandb": _choice("curves are stored here or uploaded; null does neither", "offline", "online"),
+    "trainer.wandb_project": Allowed("it names a project"),
     "reproducibility.level": _choice("a run promises one or the other", "bitwise", "relaxed"),
     "reproducibility.instruction_set": _choice(
         "PyTorch, MKL and oneDNN can be held to these", "native", "avx2", "avx512", "default"

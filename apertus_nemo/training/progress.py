@@ -1,8 +1,8 @@
 """What a rank tells the process that launched it: one JSON line an event, through a pipe.
 
 Events: {"event": "phase", "text"}, {"event": "step", "step", "steps", "loss", "learning_rate", "grad_norm", "tokens",
-"seconds"}, {"event": "error", "message", "exit_code", "rank"}, {"event": "done", ...}. Nothing here enters the
-record: it is for people's eyes, and holds times.
+"seconds"}, {"event": "warning", "text"}, {"event": "error", "message", "exit_code", "rank"}, {"event": "done", ...}.
+Nothing here enters the record: it is for people's eyes, and holds times.
 """
 
 from __future__ import annotations

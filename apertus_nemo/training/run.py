@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,6 +23,7 @@ from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
 from apertus_nemo.training.checkpoint import checkpoint_step
+from apertus_nemo.training.loggers import Charts
 from apertus_nemo.training.observe import observe
 from apertus_nemo.training.progress import Progress
 from apertus_nemo.training.recorder import Recorder
@@ -82,12 +85,16 @@ def train(
     recorder = Recorder(
         run, directory, attempt=place.attempt, log=log, progress=progress if log is not None else Progress(None)
     )
+    charts = []
+    if log is not None:
+        run_id = log.header.run_id
+        charts = [Charts(run, directory, attempt=place.attempt, run_id=run_id, warn=partial(_warn, progress))]
     trainer = build_trainer(
         run,
         rank=place.rank,
         local_rank=place.local_rank,
         rendezvous=place.rendezvous,
-        callbacks=[recorder, *callbacks],
+        callbacks=[*charts, recorder, *callbacks],  # charts first: they time the step alone
     )
     model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
     trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
@@ -99,3 +106,9 @@ def train(
         log.close()
     torch.distributed.barrier()
     return trainer
+
+
+def _warn(progress: Progress, text: str) -> None:
+    """A line for the user that does not end the run; in the rank's log too."""
+    progress.send("warning", text=text)
+    print(f"warning: {text}", file=sys.stderr, flush=True)
