@@ -18,7 +18,7 @@ from types import ModuleType
 GUARDED: dict[tuple[str, str], str] = {
     ("scipy", "lightning_utilities/core/imports.py"): "torchmetrics' audio and signal metrics",
     ("pandas", "sklearn/utils/fixes.py"): "data frames as input of scikit-learn",
-    ("wandb", "megatron/core/timers.py"): "timers on Weights & Biases; loggers.py imports it where a recipe asks for it",
+    ("wandb", "megatron/core/timers.py"): "timers on Weights & Biases; loggers.py imports it if asked to",
     ("webdataset", "nemo/utils/__init__.py"): "shards of web datasets; Megatron reads .bin and .idx",
     ("transformers.models.llama.tokenization_llama", "nemo/lightning/io/registry.py"): "NeMo's context/ folder",
     ("transformers.models.llama.tokenization_llama_fast", "nemo/lightning/io/registry.py"): "NeMo's context/ folder",
