@@ -21,8 +21,10 @@ GUARDED: dict[tuple[str, str], str] = {
     ("wandb", "megatron/core/timers.py"): "timers on Weights & Biases; loggers.py imports it if asked to",
     ("webdataset", "nemo/utils/__init__.py"): "shards of web datasets; Megatron reads .bin and .idx",
     ("transformers.models.llama.tokenization_llama", "nemo/lightning/io/registry.py"): "NeMo's context/ folder",
-    ("transformers.models.llama.tokenization_llama_fast", "nemo/lightning/io/registry.py"): "NeMo's context/ folder",
 }
+
+# Pairs that were refused in this process.
+refused: set[tuple[str, str]] = set()
 
 _MODULES = frozenset(module for module, _ in GUARDED)
 
@@ -41,6 +43,7 @@ class _Guard(MetaPathFinder):
             importer = frame.f_code.co_filename.replace("\\", "/") if frame is not None else ""
             for (module, end), reason in GUARDED.items():
                 if module == fullname and importer.endswith(end):
+                    refused.add((module, end))
                     raise ModuleNotFoundError(f"No module named {fullname!r} (not used here: {reason})", name=fullname)
         return None
 

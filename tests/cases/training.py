@@ -166,3 +166,15 @@ def tamper(rank: int, world_size: int, *, checkpoint: str, copy: str, how: str) 
         tensors[name] = copies.deepcopy(tensors["module.decoder.final_layernorm.weight"])
     path.write_bytes(pickle.dumps(metadata))
     return sorted(tensors)
+
+
+def guarded(rank: int, world_size: int) -> dict[str, Any]:
+    """Pairs that the import guard refused since the parent began, and what of them is there."""
+    from apertus_nemo.training import imports
+
+    names = {module for module, _ in imports.GUARDED}
+    return {
+        "met": sorted(imports.refused),
+        "present": sorted(name for name in names if sys.modules.get(name) is not None),
+        "imported": sorted(name for name in sys.modules if name.count(".") < 2),
+    }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "apertus_nemo.cli.main")
+TRAIN = ("train", "--allow-dirty")  # the tests of a change run before it is committed
 
 
 def shell(cache: Path, home: Path, **more: str) -> dict[str, str]:

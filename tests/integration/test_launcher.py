@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import alive, apertus, ranks_of, shell, started, wait_for
+from tests.integration.command import TRAIN, alive, apertus, ranks_of, shell, started, wait_for
 from tests.integration.runs import SQUEEZED
 
 START_S = 60.0  # until ranks exist, on a busy machine
@@ -27,7 +27,7 @@ def environment(cache: Path, corpus: Path, tmp_path: Path) -> dict[str, str]:
 
 def refused(arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and standard error of a command that must fail without a traceback, quickly."""
-    done = apertus(["train", "--quiet", *arguments], folder=folder, environment=environment, timeout_s=120.0)
+    done = apertus([*TRAIN, "--quiet", *arguments], folder=folder, environment=environment, timeout_s=120.0)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
@@ -104,7 +104,7 @@ def test_built_data_that_are_not_there(tmp_path: Path, environment: dict[str, st
 
 
 def test_devices_are_ranks_and_a_killed_one_ends_the_others(tmp_path: Path, environment: dict[str, str]) -> None:
-    arguments = ["train", "--run-dir", "run", *SQUEEZED, "trainer.devices=3", "trainer.global_batch_size=6"]
+    arguments = [*TRAIN, "--run-dir", "run", *SQUEEZED, "trainer.devices=3", "trainer.global_batch_size=6"]
     arguments.remove("schedule.batch_ramp=[{from_sample:20,global_batch_size:8}]")
     with started([*arguments, "schedule.batch_ramp=[]"], folder=tmp_path, environment=environment) as process:
         wait_for(lambda: len(ranks_of(process.pid)) == 3, timeout_s=START_S, what="three ranks")
@@ -129,7 +129,7 @@ def test_devices_are_ranks_and_a_killed_one_ends_the_others(tmp_path: Path, envi
 def test_a_signal_ends_launcher_and_ranks_quietly(
     tmp_path: Path, environment: dict[str, str], number: signal.Signals, code: int
 ) -> None:
-    with started(["train", "parallel=dp2"], folder=tmp_path, environment=environment) as process:
+    with started([*TRAIN, "parallel=dp2"], folder=tmp_path, environment=environment) as process:
         wait_for(lambda: len(ranks_of(process.pid)) == 2, timeout_s=START_S, what="two ranks")
         pids = ranks_of(process.pid)
         process.send_signal(number)
@@ -141,7 +141,7 @@ def test_a_signal_ends_launcher_and_ranks_quietly(
 
 
 def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path, environment: dict[str, str]) -> None:
-    with started(["train", "parallel=dp2"], folder=tmp_path, environment=environment) as process:
+    with started([*TRAIN, "parallel=dp2"], folder=tmp_path, environment=environment) as process:
         wait_for(lambda: len(ranks_of(process.pid)) == 2, timeout_s=START_S, what="two ranks")
         pids = ranks_of(process.pid)
         wait_for(lambda: all(map(_is_python_up, pids)), timeout_s=START_S, what="both ranks read their first module")
@@ -160,7 +160,7 @@ def _is_python_up(pid: int) -> bool:
 @pytest.mark.full
 @pytest.mark.timeout(400)
 def test_a_rank_killed_in_the_middle_of_training(tmp_path: Path, environment: dict[str, str]) -> None:
-    arguments = ["train", "--run-dir", "run", "parallel=tp2", "trainer.micro_batch_size=2"]
+    arguments = [*TRAIN, "--run-dir", "run", "parallel=tp2", "trainer.micro_batch_size=2"]
     log = tmp_path / "run" / "steps" / "000000.jsonl"
     with started(arguments, folder=tmp_path, environment=environment) as process:
         wait_for(lambda: log.exists() and len(log.read_bytes().splitlines()) > 4, timeout_s=240.0, what="three steps")
