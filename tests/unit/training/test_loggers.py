@@ -128,7 +128,6 @@ def test_wandb_offline(parent: Parent, tmp_path: Path) -> None:
         "consumed_tokens",
         "tokens_per_second",
     }
-    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
     names = {path.name for path in tmp_path.rglob("*")}
     assert not names & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch", ".netrc"}
 
