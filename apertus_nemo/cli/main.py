@@ -17,6 +17,7 @@ VERBS = {
     "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
     "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
+    "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
 }
 
 INTERRUPTED = 130

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from apertus_nemo.errors import InputError
+from apertus_nemo.record.urls import without_credentials
 
 FORMATS = ("text", "jsonl")
 _UNPACK: dict[str, Callable[[Any], Any]] = {
@@ -31,7 +32,6 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.LZMAFile,
 }
 _CANNOT_UNPACK = (".zst", ".lz4", ".snappy", ".zip", ".7z", ".tar", ".tgz", ".parquet")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -45,22 +45,6 @@ class Source:
     open: Callable[[], IO[bytes]]  # the bytes as stored
     size_bytes: int | None = None  # as stored; None when it is not known beforehand
     remote: bool = False
-
-
-def without_credentials(path: str) -> str:
-    """A path or URL without user, password, query and fragment; each link of an fsspec chain (`a::b`) alike."""
-    links = []
-    for link in path.split("::"):
-        if _URL.match(link):
-            link = re.sub(r"[?#].*", "", link, flags=re.DOTALL)
-            scheme, slashes, rest = link.partition("://")
-            if slashes:
-                # A secret with "/" in it is no valid URL, yet people write it.
-                rest = re.sub(r"^[^/@:]*:(?!\d+/)[^@]*@", "", rest)
-                host, slash, tail = rest.partition("/")
-                link = scheme + slashes + host.rpartition("@")[2] + slash + tail
-        links.append(link)
-    return "::".join(links)
 
 
 def find(inputs: Sequence[str], *, format: str | None = None) -> list[Source]:

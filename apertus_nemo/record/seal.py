@@ -30,12 +30,12 @@ MAX_BYTES = 16 * 2**20
 
 # What end.json holds the SHA-256 of. Not: steps/ and states/ (the chain covers them), the files of checkpoints (their
 # manifests do), and what processes still write at the end (output of ranks) or people read only (TensorBoard).
-_ROOT = re.compile(r"(?:lock\.json|observed\.json|recipe\.yaml|source\.[a-z.]+)\Z")
+_ROOT = re.compile(r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+)\Z")
 _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-[0-9]{9}\Z")
 SEALED = re.compile(
-    r"(?:lock\.json|observed\.json|recipe\.yaml|source\.[a-z.]+"
-    r"|attempts/[0-9]{3,6}/environment\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
+    r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+"
+    r"|attempts/[0-9]{3,6}/(?:environment|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
 )
 
 
@@ -62,6 +62,7 @@ class LogMark:
 class Seal:
     """A seal that was read: of an attempt (`files` is empty), or the one of the end (`end` is None)."""
 
+    attempt: int  # that wrote it
     mark: LogMark
     files: dict[str, str]  # name in the record -> SHA-256
     end: str | None  # the record digest, once the attempt has written end.json
@@ -77,25 +78,27 @@ class Seal:
         body = {key: value for key, value in tree.items() if key != "digest"}
         if sha256_hex(dumps(body)) != tree.get("digest"):
             raise InputError(f"{what}: does not have the digest that it names: it was changed after it was written")
-        names = {"end", "files", "format", "header", "kind", "last_line", "last_step", "lines"}
-        files, step, lines = body.get("files"), body.get("last_step"), body.get("lines")
+        names = {"attempt", "end", "files", "format", "header", "kind", "last_line", "last_step", "lines"}
+        attempt, files, step, lines = (body.get(name) for name in ("attempt", "files", "last_step", "lines"))
         if (
             set(body) != names
             or not isinstance(files, dict)
             or not all(SEALED.match(name) and is_digest(digest) for name, digest in files.items())
             or not (is_digest(body["header"]) and is_digest(body["last_line"]))
+            or not (type(attempt) is int and attempt >= 0)
             or not (step is None or (type(step) is int and step >= 0))
             or not (type(lines) is int and lines >= 1)
             or not (body["end"] is None or is_digest(body["end"]))
         ):
             raise InputError(f"{what}: is not a seal")
         mark = LogMark(header=body["header"], lines=lines, last_line=body["last_line"], last_step=step)
-        return cls(mark, files, body["end"])
+        return cls(attempt, mark, files, body["end"])
 
 
 def _to_bytes(seal: Seal) -> bytes:
     body = {
         **seal.mark.tree(),
+        "attempt": seal.attempt,
         "end": seal.end,
         "files": seal.files,
         "format": FORMAT,
@@ -109,7 +112,7 @@ def write_seal(folder: Path, *, attempt: int, mark: LogMark, end: str | None = N
 
     `mark` must be durable already. Raises UnfitEnvironment where the disk does not allow it.
     """
-    write_atomic(Path(folder) / "attempts" / f"{attempt:03d}" / SEAL, _to_bytes(Seal(mark, {}, end)))
+    write_atomic(Path(folder) / "attempts" / f"{attempt:03d}" / SEAL, _to_bytes(Seal(attempt, mark, {}, end)))
 
 
 def write_end(folder: Path, *, attempt: int, mark: LogMark) -> str:
@@ -117,9 +120,9 @@ def write_end(folder: Path, *, attempt: int, mark: LogMark) -> str:
 
     Call it when the log is durable and the last checkpoint committed.
     """
-    folder = Path(folder)
-    files = {name: file_sha256(folder / name) for name in _sealed(folder)}
-    data = _to_bytes(Seal(mark, files, None))
+    folder, own = Path(folder), f"attempts/{attempt:03d}/{SEAL}"  # which is written last
+    files = {name: file_sha256(folder / name) for name in _sealed(folder) if name != own}
+    data = _to_bytes(Seal(attempt, mark, files, None))
     write_atomic(folder / END, data)
     digest = sha256_hex(data)
     write_seal(folder, attempt=attempt, mark=mark, end=digest)
@@ -131,6 +134,7 @@ def _sealed(folder: Path) -> list[str]:
         names = [name for name in os.listdir(folder) if _ROOT.match(name)]
         for parent, pattern, file in (
             ("attempts", _ATTEMPT, "environment.json"),
+            ("attempts", _ATTEMPT, SEAL),
             ("checkpoints", _CHECKPOINT, "manifest.json"),
         ):
             inner = os.listdir(folder / parent) if (folder / parent).is_dir() else []

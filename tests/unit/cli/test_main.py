@@ -54,8 +54,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("verb", "message"),
     [
         ("trin", "apertus-nemo: 'trin' is not a verb; did you mean train?\n"),
-        ("quux", "apertus-nemo: 'quux' is not a verb; there are train, show, data, compare\n"),
-        ("--verbose", "apertus-nemo: '--verbose' is not a verb; there are train, show, data, compare\n"),
+        ("quux", "apertus-nemo: 'quux' is not a verb; there are train, show, data, compare, verify\n"),
+        ("--verbose", "apertus-nemo: '--verbose' is not a verb; there are train, show, data, compare, verify\n"),
     ],
 )
 def test_unknown_verb(verb: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

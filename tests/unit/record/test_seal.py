@@ -37,7 +37,7 @@ def test_the_end_says_how_far_the_log_goes_and_what_else_there_is(tmp_path: Path
     folder = sealed(tmp_path / "run")
     end = json.loads((folder / "end.json").read_bytes())
     lines = (folder / "steps" / "000000.jsonl").read_bytes().splitlines()
-    assert (end["lines"], end["last_step"]) == (len(lines), 5) == (7, 5)
+    assert (end["lines"], end["last_step"], end["attempt"]) == (len(lines), 5, 0) == (7, 5, 0)
     assert (end["header"], end["last_line"]) == (sha256(lines[0]), sha256(lines[-1]))
     assert end["files"] == {
         name: sha256((folder / name).read_bytes())
@@ -58,7 +58,18 @@ def test_a_later_attempt_marks_the_whole_log(tmp_path: Path) -> None:
     seal = Seal.from_bytes((folder / "attempts" / "001" / "seal.json").read_bytes(), what="it")
     lines = (folder / "steps" / "000000.jsonl").read_bytes().splitlines()
     assert (seal.mark.lines, seal.mark.last_step, seal.mark.last_line) == (8, 6, sha256(lines[-1]))
-    assert (seal.end, seal.files) == (None, {})
+    assert (seal.attempt, seal.end, seal.files) == (1, None, {})
+
+
+def test_the_end_covers_the_seals_of_earlier_attempts(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "run")
+    (folder / "attempts" / "001").mkdir()
+    with StepLogWriter.open(folder / "steps", StepLogHeader(lock_digest(folder), "2" * 32, "0" * 64)) as log:
+        write_seal(folder, attempt=1, mark=log.mark())
+        write_end(folder, attempt=1, mark=log.mark())
+    files = json.loads((folder / "end.json").read_bytes())["files"]
+    assert files["attempts/000/seal.json"] == sha256((folder / "attempts" / "000" / "seal.json").read_bytes())
+    assert "attempts/001/seal.json" not in files
 
 
 @pytest.mark.parametrize(
@@ -78,6 +89,7 @@ def test_a_changed_seal_is_refused(tmp_path: Path, key: str, value: Any) -> None
     [
         ({"lines": 0}, "is not a seal"),
         ({"lines": True}, "is not a seal"),
+        ({"attempt": -1}, "is not a seal"),
         ({"last_step": "4"}, "is not a seal"),
         ({"files": {"../lock.json": "0" * 64}}, "is not a seal"),
         ({"files": {"lock.json": "0"}}, "is not a seal"),

@@ -1,0 +1,475 @@
+"""Verify the record of a run: every file is as it was written, and nothing is missing or too much.
+
+    result = verify("runs/a")                    # or the URL of a copy
+    result.findings                              # empty: whole; each names file, line and step
+    result.not_checked                           # what was not there, or what no digest covers
+    result.exit_code                             # 0 or 1
+
+Needs the record alone: no torch, no numpy, no network. What protects what: docs/verify.md. Whoever can write a record
+can also write a consistent forgery: against that, hold the record digest against one that was kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo.audit.chain import MAX_FINDINGS, Chain, read_chain
+from apertus_nemo.audit.compare import planned_steps
+from apertus_nemo.audit.finding import Finding
+from apertus_nemo.audit.trees import File, Manifest, files_below, hash_files, read_manifest
+from apertus_nemo.errors import InputError
+from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
+from apertus_nemo.record.lock import RunLock
+from apertus_nemo.record.places import COPY, AnyPath, RemotePath, locate, manifest_from_bytes, names, printable, read
+from apertus_nemo.record.seal import END, SEAL, SEALED, Seal
+from apertus_nemo.record.step_log import SEGMENT_LINES
+
+_MAX_BYTES = 16 * 2**20  # of lock, observation, seal, or list of tensors
+_ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
+_CHECKPOINT = re.compile(r"step-([0-9]{9})\Z")
+_STATE = re.compile(r"step-([0-9]{9})\.json\Z")
+_STATE_START = re.compile(rb'\{"digest":"([0-9a-f]{64})","format":1,"step":(0|[1-9][0-9]{0,15}),"tensors":')
+_FOR_READING = ("report.html", "certificate.json")  # made from the record, and no part of it
+_PARTIAL = ".partial"  # what a crash leaves
+
+
+@dataclass
+class Verification:
+    """What was found."""
+
+    record: str
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    finished: bool = False  # end.json is there, and agrees
+    last_step: int | None = None
+    planned_steps: int | None = None
+    lines: int = 0  # of the step log
+    sealed_step: int | None = None  # an unfinished log was made durable up to this step
+    states: int = 0  # lists of tensors that agree with the log
+    checkpoints: list[int] = field(default_factory=list)  # steps of whole checkpoints
+    files: int = 0  # whose bytes were hashed, the log's segments not counted
+    size_bytes: int = 0  # of them
+    lock_digest: str | None = None
+    record_digest: str | None = None  # SHA-256 of end.json
+
+    @property
+    def exit_code(self) -> int:
+        """0: all that was checked is as it was written; 1: something is not."""
+        return 1 if self.findings else 0
+
+
+def verify(record: str | Path, *, segment_lines: int = SEGMENT_LINES) -> Verification:
+    """Verify a run directory, or a copy behind an URL.
+
+    Raises InputError where there is no record, UnfitEnvironment where an URL cannot be reached.
+    """
+    root = locate(record)
+    if isinstance(root, Path) and not root.is_dir():
+        raise InputError(f"{root} is not a folder")
+    top = set(_names(root))
+    if "lock.json" not in top and END not in top and not _names(root / "steps"):
+        raise InputError(f"{root} is not the record of a run: it holds neither lock.json nor a step log")
+    return _Verifier(root, top, segment_lines).run()
+
+
+def _names(folder: AnyPath) -> list[str]:
+    try:
+        return sorted(names(folder))
+    except OSError as error:
+        raise InputError(f"could not read {folder}: {error.strerror or error}") from error
+
+
+class _Verifier:
+    """One verification; its steps in order of `run`."""
+
+    def __init__(self, root: AnyPath, top: set[str], segment_lines: int) -> None:
+        self._root, self._top, self._segment_lines = root, top, segment_lines
+        self._result = Verification(str(root))
+        self._seals: dict[str, Seal] = {}  # by the name of their file
+        self._end: Seal | None = None
+        self._chain = Chain()
+        self._copied: dict[str, str] = {}  # name -> SHA-256 that the copy's manifest gives
+        self._hashes: dict[str, str] = {}  # name -> SHA-256 of small files that were read
+
+    def run(self) -> Verification:
+        self._read_copy_manifest()
+        self._read_seals()
+        self._log()
+        self._log_against_seals()
+        self._lock()
+        self._observed()
+        self._sealed_files()
+        self._states()
+        self._checkpoints()
+        self._copy()
+        self._rest()
+        return self._result
+
+    # -- helpers
+
+    def _find(self, file: str, what: str, line: int | None = None, step: int | None = None) -> None:
+        if line is None and self._was_found(printable(file)):
+            return  # one is enough, and the first is the cause
+        if len(self._result.findings) < MAX_FINDINGS:
+            self._result.findings.append(Finding(printable(file), printable(what), line, step))
+
+    @contextmanager
+    def _blaming(self, file: str) -> Iterator[None]:
+        """An InputError or OSError of the block is a finding in `file`."""
+        try:
+            yield
+        except InputError as error:
+            reason = str(error).removeprefix(f"{self._root / file}").removeprefix(file)
+            self._find(file, re.sub(r"^[: ]+", "", reason))
+        except OSError as error:
+            self._find(file, f"cannot be read: {error.strerror or error}")
+
+    def _exists(self, name: str) -> bool:
+        place = self._root / name
+        return place.exists() or (isinstance(place, Path) and place.is_symlink())
+
+    def _bytes(self, name: str) -> bytes:
+        data = read(self._root / name, max_bytes=_MAX_BYTES)
+        if name not in self._hashes:
+            self._hashes[name] = sha256_hex(data)
+            self._result.files += 1
+            self._result.size_bytes += len(data)
+        return data
+
+    def _sha256(self, name: str) -> str:
+        if name not in self._hashes:
+            self._bytes(name)
+        return self._hashes[name]
+
+    # -- steps
+
+    def _read_copy_manifest(self) -> None:
+        root = self._root
+        if isinstance(root, RemotePath):
+            self._copied = {name: entry["sha256"] for name, entry in root.copy.files.items()}
+        elif COPY in self._top:
+            with self._blaming(COPY):
+                listed = manifest_from_bytes(self._bytes(COPY), what=COPY)
+                self._copied = {name: entry["sha256"] for name, entry in listed.items()}
+
+    def _read_seals(self) -> None:
+        numbers = [name for name in _names(self._root / "attempts") if _ATTEMPT.match(name)]
+        for file in [END, *(f"attempts/{name}/{SEAL}" for name in numbers)]:
+            if self._exists(file):
+                with self._blaming(file):
+                    seal = Seal.from_bytes(self._bytes(file), what=file)
+                    if file == END and seal.end is not None:
+                        raise InputError("is the seal of an attempt")
+                    if file != END and (seal.files or seal.attempt != int(file.split("/")[1])):
+                        raise InputError("is not the seal of this attempt")
+                    self._seals[file] = seal
+        self._end = self._seals.get(END)
+        if self._end is not None:
+            self._result.record_digest = self._hashes[END]
+        last = [(file, seal) for file, seal in self._seals.items() if seal.end is not None]
+        for file, seal in last[-1:]:
+            if not self._exists(END):
+                self._find(END, f"is missing, though {file} names it: it was removed")
+            elif self._end is not None and seal.end != self._hashes[END]:
+                self._find(END, f"is not the one that {file} names: it was changed or exchanged")
+                self._end = None
+                del self._seals[END]
+
+    def _log(self) -> None:
+        folder = self._root / "steps"
+        present = _names(folder)
+        for name in present:
+            if not re.match(r"[0-9]{6}\.jsonl\Z", name):
+                self._find(f"steps/{name}", "is no part of a step log")
+        seals = list(self._seals.values())
+        with self._blaming("steps"):
+            self._chain = read_chain(
+                folder,
+                marks={seal.mark.lines: seal.mark.last_line for seal in seals},
+                header=seals[0].mark.header if seals else None,
+                segment_lines=self._segment_lines,
+            )
+        chain, result = self._chain, self._result
+        result.findings += chain.findings
+        result.lines, result.last_step = chain.lines, chain.last_step
+        if chain.torn is not None:
+            if self._end is not None:
+                result.findings.append(chain.torn)
+            else:
+                result.notes.append(f"{chain.torn.place} {chain.torn.what}; starting the run again writes it anew")
+
+    def _log_against_seals(self) -> None:
+        chain, broken = self._chain, bool(self._chain.findings)
+        for file, seal in sorted(self._seals.items(), key=lambda item: -item[1].mark.lines):
+            mark = seal.mark
+            if chain.lines == 0 and not broken:
+                self._find("steps/000000.jsonl", f"is missing: {file} names {mark.lines} lines")
+                break
+            if (chain.last_step if chain.last_step is not None else -1) < (
+                mark.last_step if mark.last_step is not None else -1
+            ) or (not broken and chain.lines < mark.lines):
+                if chain.torn is None or self._end is None:
+                    after = "the header" if chain.last_step is None else f"step {chain.last_step}"
+                    self._find_line(
+                        chain.lines,
+                        f"the log ends after {after}, but {file} has step {mark.last_step}: lines were cut off",
+                        step=0 if chain.last_step is None else chain.last_step + 1,
+                    )
+                broken = True
+                break
+        for file, seal in self._seals.items():
+            mark = seal.mark
+            if broken:
+                break
+            if chain.hashes.get(mark.lines, mark.last_line) != mark.last_line:
+                step = None if mark.last_step is None else mark.last_step
+                self._find_line(mark.lines - 1, f"was changed: {file} holds another hash of it", step=step)
+                broken = True
+            elif file == END and chain.lines > mark.lines:
+                self._find_line(mark.lines, f"was added after {file} was written")
+        if not chain.findings and not broken:
+            self._result.finished = self._end is not None
+        if self._end is None and self._seals:
+            steps = [seal.mark.last_step for seal in self._seals.values() if seal.mark.last_step is not None]
+            self._result.sealed_step = max(steps, default=None)
+
+    def _find_line(self, line: int, what: str, step: int | None = None) -> None:
+        """A finding at a line that is counted from 0 through the whole log."""
+        number, inside = divmod(line, self._segment_lines)
+        self._find(f"steps/{number:06d}.jsonl", what, inside + 1, step)
+
+    def _lock(self) -> None:
+        file, header = "lock.json", self._chain.header
+        if not self._exists(file):
+            self._find(file, "is missing")
+            return
+        with self._blaming(file):
+            found = self._sha256(file)
+            if header is not None and not self._chain.header_is_blamed and found != header.lock_digest:
+                self._find(file, f"is not the lock of the step log, whose digest is {header.lock_digest}")
+                return
+            lock = RunLock.from_bytes(self._bytes(file), what=file)
+            self._result.lock_digest = found
+            self._result.planned_steps = planned_steps(lock)
+            self._source(lock.tree["source"])
+
+    def _source(self, source: Any) -> None:
+        """The stored source against what the lock says of it."""
+        source = source if isinstance(source, dict) else {}
+        patch = source.get("patch")
+        for file, digest in (
+            ("source.tar", source.get("archive_sha256")),
+            ("source.patch", patch.get("sha256") if isinstance(patch, dict) else None),
+        ):
+            if not isinstance(digest, str):
+                if file in self._top:
+                    self._find(file, "is none that the lock names")
+            elif file not in self._top:
+                self._find(file, "is missing, though the lock names it")
+            else:
+                self._hash_one(file, digest, "the lock")
+
+    def _hash_one(self, file: str, digest: str, witness: str) -> None:
+        if file not in self._hashes:
+            found = next(hash_files(self._root, [file]))
+            if found.error:
+                self._find(file, found.error)
+                return
+            self._hashes[file] = found.sha256
+            self._result.files += 1
+            self._result.size_bytes += found.size_bytes
+        if self._hashes[file] != digest:
+            self._find(file, f"is not the one that {witness} names: it was changed or exchanged")
+
+    def _observed(self) -> None:
+        file, header = "observed.json", self._chain.header
+        if header is None or self._chain.header_is_blamed:
+            return
+        named = header.observation_digest
+        if is_unknown(named):
+            self._result.not_checked.append("observed.json: the step log does not name it")
+        elif not self._exists(file):
+            self._find(file, "is missing, though the step log names it")
+        else:
+            with self._blaming(file):
+                if self._sha256(file) != named:
+                    self._find(file, f"is not the one of the step log, whose digest is {named}")
+                else:
+                    loads_canonical(self._bytes(file), what=file)
+
+    def _sealed_files(self) -> None:
+        if self._end is None:
+            return
+        own = f"attempts/{self._end.attempt:03d}/{SEAL}"
+        if not self._exists(own):
+            self._result.not_checked.append(f"{own}: is not here; it says that there is {END}, and is written last")
+        for file, digest in self._end.files.items():
+            if self._exists(file):
+                self._hash_one(file, digest, END)
+            elif file.startswith("checkpoints/") and not self._exists(folder := file.rpartition("/")[0]):
+                self._result.not_checked.append(f"{folder}: is not here, though {END} names it")
+            else:
+                self._find(file, f"is missing, though {END} names it")
+
+    def _states(self) -> None:
+        chain, result = self._chain, self._result
+        logged, present = chain.states, set()
+        short = result.last_step is None or any(f.file.startswith("steps/") for f in result.findings)
+        for name in _names(self._root / "states"):
+            file, match = f"states/{name}", _STATE.match(name)
+            if name.endswith(_PARTIAL):
+                continue
+            if match is None:
+                self._find(file, "is no list of tensors")
+                continue
+            step = int(match[1])
+            present.add(step)
+            if step in chain.blamed_steps:
+                continue
+            if step not in logged:
+                if not short:
+                    self._find(
+                        file, f"the log names no state of step {step}: the file was added, or lines were cut off"
+                    )
+                continue
+            with self._blaming(file):
+                data = self._bytes(file)
+                start = _STATE_START.match(data)
+                if start is None or data[-1:] != b"}":
+                    self._find(file, "is not a list of tensors as it is written")
+                elif (
+                    int(start[2]) != step
+                    or start[1].decode() != logged[step]
+                    or hashlib.sha256(memoryview(data)[start.end() : -1]).hexdigest() != logged[step]
+                ):
+                    self._find(file, f"is not the state that the log names for step {step}")
+                else:
+                    result.states += 1
+        for step in sorted(set(logged) - present - chain.blamed_steps):
+            file = f"states/step-{step:09d}.json"
+            if step == chain.last_step and not result.finished:
+                result.not_checked.append(f"{file}: is not here; the run ended before it was written")
+            else:
+                self._find(file, f"is missing, though the log names a state of step {step}")
+
+    def _checkpoints(self) -> None:
+        for name in _names(self._root / "checkpoints"):
+            folder, match = f"checkpoints/{name}", _CHECKPOINT.match(name)
+            if match is None:
+                if not name.endswith(_PARTIAL):
+                    self._result.not_checked.append(f"{folder}: is no checkpoint")
+                continue
+            self._checkpoint(folder, int(match[1]))
+
+    def _checkpoint(self, folder: str, step: int) -> None:
+        result, file = self._result, f"{folder}/manifest.json"
+        if not self._exists(file):
+            self._find(file, "is missing: the folder is no whole checkpoint")
+            return
+        before = len(result.findings)
+        manifest = None
+        with self._blaming(file):
+            manifest = read_manifest(self._bytes(file), what=file)
+        if self._end is not None and file not in self._end.files:
+            self._find(file, f"was added after {END} was written")
+        if manifest is None or len(result.findings) > before or self._was_found(file):
+            return
+        if manifest.step != step:
+            self._find(file, f"is of step {manifest.step}, not of step {step}")
+            return
+        present: list[str] = []
+        others: list[str] = []
+        with self._blaming(folder):
+            present, others = files_below(self._root / folder)
+        for name in others:
+            self._find(f"{folder}/{name}", "is neither a file nor a folder")
+        listed = set(present)
+        for name in sorted(listed - manifest.files.keys() - {"manifest.json"}):
+            self._find(f"{folder}/{name}", "is not in the manifest: it was added")
+        for name in sorted(manifest.files.keys() - listed - set(others)):
+            self._find(f"{folder}/{name}", "is missing, though the manifest names it")
+        for found in hash_files(self._root / folder, [name for name in manifest.files if name in listed]):
+            self._one_of_manifest(folder, found, manifest)
+        if len(result.findings) == before:
+            result.checkpoints.append(step)
+
+    def _one_of_manifest(self, folder: str, found: File, manifest: Manifest) -> None:
+        entry = manifest.files[found.name]
+        name = f"{folder}/{found.name}"
+        self._result.files += 1
+        self._result.size_bytes += found.size_bytes
+        if found.error:
+            self._find(name, found.error)
+        elif found.size_bytes != entry["size_bytes"]:
+            self._find(name, f"has {found.size_bytes} bytes, and the manifest says {entry['size_bytes']}")
+        elif found.sha256 != entry["sha256"]:
+            self._find(name, "has other bytes than the manifest says")
+        else:
+            self._hashes[name] = found.sha256
+
+    def _was_found(self, file: str) -> bool:
+        return any(finding.file == file for finding in self._result.findings)
+
+    def _copy(self) -> None:
+        """Every file that the manifest of a copy names, and no other."""
+        if not self._copied:
+            return
+        blamed = {finding.file for finding in self._result.findings}
+        # The chain and end.json cover the log of a finished run.
+        pending = [
+            name
+            for name in self._copied
+            if name not in self._hashes and name not in blamed and not (name.startswith("steps/") and self._end)
+        ]
+        for name in self._copied.keys() & self._hashes.keys() - blamed:
+            if self._hashes[name] != self._copied[name]:
+                self._find(name, f"is not the one that {COPY} names")
+        for found in hash_files(self._root, sorted(pending)):
+            self._result.files += 1
+            self._result.size_bytes += found.size_bytes
+            if found.error or found.sha256 != self._copied[found.name]:
+                self._find(found.name, found.error or f"is not the one that {COPY} names")
+        if isinstance(self._root, RemotePath):
+            present = self._root.copy.listing()
+        else:
+            present = files_below(self._root)[0]
+        if present is None:
+            self._result.not_checked.append(
+                "whether other files lie beside those of the copy: the place has no listing"
+            )
+            return
+        for name in present:
+            if name not in self._copied and name != COPY and name not in blamed:
+                self._find(name, f"is not in {COPY}: it was added")
+
+    def _rest(self) -> None:
+        """Say what was not checked."""
+        result, skipped = self._result, self._result.not_checked
+        if result.last_step is None and not result.findings:
+            result.notes.append("no step was logged")
+        if self._end is None and not self._exists(END):
+            at = "nothing of it is sealed" if result.sealed_step is None else f"sealed up to step {result.sealed_step}"
+            of = "" if result.planned_steps is None else f" of {result.planned_steps} planned"
+            result.notes.append(f"unfinished: {result.last_step or 0} steps{of}, {at}")
+            skipped.append("whether later lines of the log are missing: only the end of a run is sealed for good")
+            skipped.append("recipe.yaml, environments of attempts, manifests of checkpoints: only end.json covers them")
+        if not self._copied:
+            outputs = 0
+            for number in _names(self._root / "attempts"):
+                inner = _names(self._root / "attempts" / number)
+                outputs += len(set(inner) - {SEAL, "environment.json"})
+            if outputs:
+                skipped.append(f"output of the ranks and the like: {outputs} files in attempts/")
+            for name in sorted(self._top - {"steps", "states", "attempts", "checkpoints", COPY, END, *_FOR_READING}):
+                if not name.endswith(_PARTIAL) and not SEALED.match(name):
+                    skipped.append(f"{printable(name)}: no part of a record")
+        if result.checkpoints:
+            skipped.append("that the tensors inside checkpoints are those of the state digests")
+        skipped.append("the data and packages themselves: a record holds their digests")

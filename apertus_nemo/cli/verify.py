@@ -1,0 +1,29 @@
+"""`apertus-nemo verify RUN`; see docs/verify.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 whole, 1 changed. What is no record leaves as InputError, wrong usage as SystemExit(2)."""
+    options = _parser().parse_args(arguments)
+    from apertus_nemo.audit.verify import verify
+    from apertus_nemo.audit.verify_report import text, tree
+
+    result = verify(options.run)
+    print(json.dumps(tree(result), indent=2, sort_keys=True) if options.json else text(result))
+    return result.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo verify",
+        description="Verify the record of a run: every file is as it was written, and nothing is missing or too much.",
+        epilog="Exit code: 0 whole, 1 something was changed, 2 not the record of a run.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory, or the URL of a copy")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
