@@ -84,6 +84,7 @@ class WeightsAndBiases:
         except ImportError as error:
             raise UnfitEnvironment(f"{error}: install wandb, or leave out trainer.wandb") from error
 
+        mode: Any = run.trainer.wandb
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             init_timeout=_WANDB_TIMEOUT_S,
@@ -102,11 +103,11 @@ class WeightsAndBiases:
             x_save_requirements=False,
         )
         self._run = wandb.init(
-            mode=run.trainer.wandb,
+            mode=mode,
             project=run.trainer.wandb_project,
             name=run.name,
             id=run_id,
-            resume="allow" if run.trainer.wandb == "online" else None,
+            resume="allow" if mode == "online" else None,
             dir=str(folder),
             config=to_tree(run),
             settings=settings,
