@@ -96,14 +96,12 @@ class RunLock:
         """The lock digest: SHA-256 over `to_bytes`."""
         return sha256_hex(self.to_bytes())
 
-    def allowing(self, original: RunLock, allowed: Mapping[str, tuple[Any, Any]]) -> RunLock:
-        """The lock of a relaunch of `original` in which the fields `allowed`, name -> (locked, found), may differ.
+    def allowing(self, original: RunLock, allowed: Sequence[Mapping[str, Any]]) -> RunLock:
+        """The lock of a relaunch of `original` in which fields may differ: {"field", "locked", "found"} where there.
 
         It says so for ever, in a field of its own; two relaunches that were let differ alike have one lock digest.
         """
-        fields = [
-            {"field": name, "found": found, "locked": locked} for name, (locked, found) in sorted(allowed.items())
-        ]
+        fields = sorted((dict(item) for item in allowed), key=lambda item: str(item["field"]))
         return RunLock({**self.tree, RELAUNCH: {"allowed": fields, "lock_digest": original.digest}})
 
     @classmethod

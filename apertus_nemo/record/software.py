@@ -33,20 +33,27 @@ _DIST_INFO = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info\Z")
 _CACHE_FORMAT = 1
 _MAX_CACHE_BYTES = 64 * 2**20
 
-# Distributions that no run imports; a lock does not pin them, so that a tool may be added or moved on.
+# Distributions that no result depends on; a lock does not pin them, so that a tool may be added or moved on.
 NOT_PINNED = {
     "apertus-nemo": "our own source is a field of its own",
     "ast-serialize": "of mypy",
+    "cwevals": "of wandb",
+    "distro": "of wandb",
     "hypothesis": "generates cases for tests",
     "iniconfig": "of pytest",
     "librt": "of mypy",
     "mypy": "checks types",
+    "opentelemetry-exporter-http-transport": "of wandb",
+    "opentelemetry-exporter-otlp-common": "of wandb",
+    "opentelemetry-exporter-otlp-proto-common": "of wandb",
+    "opentelemetry-exporter-otlp-proto-http": "of wandb",
     "pip": "puts packages in place",
     "pytest": "runs tests",
     "pytest-timeout": "of pytest",
     "ruff": "checks style",
     "sortedcontainers": "of hypothesis",
     "uv": "puts packages in place",
+    "wandb": "shows curves of values that it is given; none comes back",
 }
 
 # Of a distribution's own notes, what tells how and where it was put in place; the rest is pinned.

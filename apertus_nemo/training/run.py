@@ -14,8 +14,7 @@ import torch
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
-from apertus_nemo.record.canonical import dumps, sha256_hex
-from apertus_nemo.record.files import write_atomic
+from apertus_nemo.record.canonical import sha256_hex
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import write_end
@@ -24,7 +23,7 @@ from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
 from apertus_nemo.training.checkpoint import checkpoint_step
 from apertus_nemo.training.loggers import Charts
-from apertus_nemo.training.observe import observe
+from apertus_nemo.training.observe import take_observation
 from apertus_nemo.training.progress import Progress
 from apertus_nemo.training.recorder import Recorder
 
@@ -77,9 +76,7 @@ def train(
     done = 0 if checkpoint is None else checkpoint_step(checkpoint)
     log = None
     if place.rank == 0:
-        observed = dumps(observe(run))
-        if not directory.observed.exists():
-            write_atomic(directory.observed, observed)
+        observed = take_observation(run, directory, attempt=place.attempt)
         header = StepLogHeader(lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed))
         log = StepLogWriter.open(directory.steps, header)
     recorder = Recorder(

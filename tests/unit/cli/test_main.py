@@ -35,8 +35,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["-h"]) == main(["help"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
+    width = max(map(len, VERBS))
     for verb, (_, text) in VERBS.items():
-        assert f"  {verb:7}  {text}\n" in output.out
+        assert f"  {verb:{width}}  {text}\n" in output.out
 
 
 def test_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,8 +55,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("verb", "message"),
     [
         ("trin", "apertus-nemo: 'trin' is not a verb; did you mean train?\n"),
-        ("quux", "apertus-nemo: 'quux' is not a verb; there are train, show, data, compare, verify\n"),
-        ("--verbose", "apertus-nemo: '--verbose' is not a verb; there are train, show, data, compare, verify\n"),
+        ("quux", "apertus-nemo: 'quux' is not a verb; there are train, show, data, relaunch, compare, verify\n"),
+        (
+            "--verbose",
+            "apertus-nemo: '--verbose' is not a verb; there are train, show, data, relaunch, compare, verify\n",
+        ),
     ],
 )
 def test_unknown_verb(verb: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

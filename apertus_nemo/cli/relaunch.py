@@ -1,0 +1,127 @@
+"""`apertus-nemo relaunch RUN`: do a run again from its record alone, and prove it; see docs/relaunch.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo.errors import InputError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 identical, 1 different; 2 a broken record or wrong usage, 3 refused: something pinned is not as it was."""
+    options = _parser().parse_args(arguments)
+    from apertus_nemo.audit.relaunch import Record, Refused
+
+    record = Record.read(options.run)
+    run_directory = _run_dir(options.run_dir, record.lock.tree["config"])
+    try:
+        code = _train(options, record, run_directory)
+    except BaseException as error:
+        try:
+            run_directory.rmdir()  # only where nothing was written yet
+        except OSError:
+            pass
+        if options.json and isinstance(error, Refused):
+            found = [item.tree() for item in error.differences]
+            print(json.dumps({"differences": found, "event": "refused"}, sort_keys=True), flush=True)
+        raise
+    if code or options.recorded_source:
+        return code
+    return _prove(options, run_directory)
+
+
+def _train(options: argparse.Namespace, record: Any, run_directory: Path) -> int:
+    """Run it again, with the source that the record names; the exit code of that part."""
+    from apertus_nemo.audit.recorded import run_recorded, unpacked
+    from apertus_nemo.audit.relaunch import needs_recorded_source, prepare
+    from apertus_nemo.launch.local import default_cache
+    from apertus_nemo.launch.show import Display
+
+    cache = default_cache(os.environ)
+    if not options.recorded_source:
+        archive = needs_recorded_source(record, allow=options.allow, trust=options.trust)
+        if archive is not None:
+            folder = unpacked(archive, cache, what=str(record.directory.source))
+            if not options.quiet:
+                print(f"running the source that the run kept, in {folder}", file=sys.stderr, flush=True)
+            return run_recorded(folder, _again(options, run_directory), os.environ)
+    display = Display(quiet=options.quiet, as_json=options.json, stream=sys.stdout if options.json else None)
+    again = prepare(options.run, cache=cache, shell=os.environ, display=display, data=options.data)
+    summary = again.start(run_directory, allow=options.allow, cache=cache, display=display)
+    if not options.json:
+        print(f"{summary.steps} steps, last loss {summary.loss:.4f}, in {summary.run_directory}", flush=True)
+    return 0
+
+
+def _again(options: argparse.Namespace, run_directory: Path) -> list[str]:
+    """The same command line, for the recorded source."""
+    arguments = ["relaunch", str(options.run), "--run-dir", str(run_directory), "--recorded-source"]
+    arguments += [word for name in options.allow for word in ("--allow", name)]
+    arguments += [] if options.data is None else ["--data", str(options.data)]
+    return arguments + ["--json"] * options.json + ["--quiet"] * options.quiet
+
+
+def _prove(options: argparse.Namespace, run_directory: Path) -> int:
+    """Hold the new record against the original; prints the proof, or the first difference."""
+    from apertus_nemo.audit.compare import compare
+    from apertus_nemo.audit.relaunch import observations
+    from apertus_nemo.audit.report import text, tree
+
+    result = compare(options.run, run_directory)
+    result.notes += observations(options.run, run_directory)
+    if options.json:
+        print(json.dumps({"event": "compared", **tree(result)}, sort_keys=True), flush=True)
+    else:
+        print(text(result), flush=True)
+    return result.exit_code
+
+
+def _run_dir(given: Path | None, config: Any) -> Path:
+    """A folder for the new run, by default one of its own below runs/."""
+    if given is not None:
+        return given
+    name = str(config.get("name", "run"))
+    if not name.isprintable() or "/" in name or name.startswith("."):
+        raise InputError("the recorded name of the run is no name of a folder; give one with --run-dir")
+    count = 1
+    while True:
+        folder = Path("runs") / f"{name}-{count}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            count += 1
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo relaunch",
+        description="Do a run again from its record alone, and compare: identical, or the first difference.",
+        epilog="Exit code: 0 identical, 1 different, 2 a broken record, 3 refused: something pinned is not as it was.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the new run is kept (default: runs/NAME-N)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="let a field of the lock, or all below it, differ; the new record says so for ever; may be given again",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where the data of data.source=built are now")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the recorded source even where it is not the one that is installed"
+    )
+    parser.add_argument("--json", action="store_true", help="report as JSON lines, for machines")
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
+    parser.add_argument("--recorded-source", action="store_true", help=argparse.SUPPRESS)  # this is the recorded one
+    return parser
