@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,13 @@ EPILOG = """\
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Everything is composed and checked before the first run starts."""
     parser = recipe_parser("train", "Train a recipe on this machine.", EPILOG)
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is kept (default: runs/NAME-N)")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the run is kept, and goes on if it was begun (default: runs/NAME-N)",
+    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, by its lock alone")
     parser.add_argument("--multirun", "-m", action="store_true", help="expand sweeps; each member is a run of its own")
     parser.add_argument(
         "--allow-dirty",
@@ -33,6 +41,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="report as JSON lines, for machines")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
     options = parser.parse_intermixed_args(arguments)
+    if options.resume is not None:
+        if options.overrides or options.recipes or options.run_dir is not None or options.multirun:
+            raise InputError(
+                "--resume takes everything from the lock of the run: give no recipe, override or --run-dir"
+            )
+        _train(None, options.resume, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
+        return 0
     members = _members(options.overrides, options.multirun, options.recipes)
     resolved = [_checked(member, options.recipes, len(members)) for member in members]
     for number, member in enumerate(resolved):
@@ -77,21 +92,32 @@ def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -
             raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
 
 
-def _train(resolved: ResolvedRecipe, run_directory: Path, *, as_json: bool, quiet: bool, allow_dirty: bool) -> None:
-    from apertus_nemo.launch.local import default_cache, train
+def _train(
+    resolved: ResolvedRecipe | None, run_directory: Path, *, as_json: bool, quiet: bool, allow_dirty: bool
+) -> None:
+    """Train `resolved` in the folder; None: go on with what was begun there."""
+    from apertus_nemo.launch import local
     from apertus_nemo.launch.show import Display
 
     display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None)
+    cache = local.default_cache(os.environ)
     try:
-        cache = default_cache(os.environ)
-        summary = train(resolved, run_directory, cache=cache, display=display, allow_dirty=allow_dirty)
+        if resolved is None:
+            summary = local.go_on(run_directory, cache=cache, display=display)
+        else:
+            summary = local.train(resolved, run_directory, cache=cache, display=display, allow_dirty=allow_dirty)
     except BaseException:
-        try:
-            run_directory.rmdir()  # only where nothing was written yet
-        except OSError:
-            pass
+        if resolved is not None:
+            with contextlib.suppress(OSError):
+                run_directory.rmdir()  # only where nothing was written yet
         raise
     if as_json:
-        print(json.dumps({"event": "done", **dataclasses.asdict(summary)}), flush=True)
+        event = "done" if summary.outcome == "already finished" else summary.outcome
+        print(json.dumps({"event": event, **dataclasses.asdict(summary)}), flush=True)
+    elif summary.outcome == "stopped":
+        again = shlex.join(["apertus-nemo", "train", "--resume", summary.run_directory])
+        print(f"stopped after step {summary.steps} of {summary.planned_steps}; go on with: {again}", flush=True)
+    elif summary.outcome == "already finished":
+        print(f"already finished, {summary.steps} steps, in {summary.run_directory}", flush=True)
     else:
         print(f"{summary.steps} steps, last loss {summary.loss:.4f}, in {summary.run_directory}", flush=True)

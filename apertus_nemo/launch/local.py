@@ -28,15 +28,17 @@ import apertus_nemo
 from apertus_nemo.data import manifest
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.launch.environment import rank_environment, secrets
+from apertus_nemo.launch.resume import claimed, last_line, look_at, planned_steps, read_lock, refuse_other_run
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.typed import from_tree
-from apertus_nemo.record.lock import PinnedData, RunLock, build_lock, look
+from apertus_nemo.record.lock import RELAUNCH, PinnedData, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
 from apertus_nemo.record.source import find_source
+from apertus_nemo.training.progress import FIRST_STEP
 
 _GRACE_S = 5.0
 
@@ -50,6 +52,8 @@ class Summary:
     loss: float
     tokens: int
     seconds: float
+    outcome: str = "done"  # "done", "stopped" (as asked, with a checkpoint) or "already finished"
+    planned_steps: int = 0
 
 
 def default_cache(environment: Mapping[str, str]) -> Path:
@@ -67,10 +71,11 @@ def train(
     display: Display | None = None,
     allow_dirty: bool = False,
 ) -> Summary:
-    """Check the recipe, prepare its data, write the lock, and train in `run_directory`, which must not hold a run.
+    """Check the recipe, prepare its data, write the lock, and train in `run_directory`; a run there goes on.
 
     `allow_dirty`: also from a checkout with changes, which the record then keeps.
-    Raises InputError, Differs (data that are not what their manifest says) or UnfitEnvironment.
+    Raises InputError (also for another run in `run_directory`), Differs (data that are not what their manifest says,
+    a step that is not what was logged) or UnfitEnvironment.
     """
     run, display = resolved.config, display or Display()
     check(run)
@@ -87,17 +92,69 @@ def train(
     files = {"source.tar": source.archive}
     if source.patch is not None:
         files["source.patch"] = source.patch
-    return launch(lock, run_directory, files=files, corpus=corpus, cache=cache, display=display)
+    return launch(lock, run_directory, files=files, corpus=corpus, cache=cache, display=display, go_on=True)
+
+
+def go_on(run_directory: Path, *, cache: Path, display: Display | None = None) -> Summary:
+    """Go on with the run in `run_directory`; everything is taken from its lock, which must hold here and now.
+
+    Raises what `train` does; InputError, with the field, where something pinned is not as in the lock.
+    """
+    display = display or Display()
+    held = read_lock(RunDirectory.open(run_directory))
+    run = from_tree(held.tree["config"])
+    source = find_source(allow_dirty=True)  # changes are in the lock, or refused as a difference
+    corpus, data = prepare_data(run, cache, display)
+    lock = build_lock(
+        run,
+        overrides=list(held.tree["overrides"]),
+        environment=rank_environment(run, os.environ),
+        data=data,
+        surroundings=look(source=source, cache=cache),
+    )
+    if RELAUNCH in held.tree:
+        lock = RunLock({**lock.tree, RELAUNCH: held.tree[RELAUNCH]})
+    return launch(lock, run_directory, files={}, corpus=corpus, cache=cache, display=display, go_on=True)
 
 
 def launch(
-    lock: RunLock, run_directory: Path, *, files: Mapping[str, bytes], corpus: Path, cache: Path, display: Display
+    lock: RunLock,
+    run_directory: Path,
+    *,
+    files: Mapping[str, bytes],
+    corpus: Path,
+    cache: Path,
+    display: Display,
+    go_on: bool = False,
 ) -> Summary:
-    """Start the run that a lock describes in `run_directory`, which must not hold one; `files` go beside the lock."""
+    """Start the run that a lock describes in `run_directory`; `files` go beside the lock.
+
+    A run that is there is refused, or goes on where `go_on` says so and its lock is the same.
+    """
     run = from_tree(lock.tree["config"])
-    directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=readable_recipe(lock), files=files)
-    display.phase("starting NeMo")
-    return run_ranks(run, directory, attempt=directory.new_attempt(), corpus=corpus, cache=cache, display=display)
+    steps = planned_steps(run)
+    with claimed(run_directory) as claim:
+        step = None
+        if go_on and RunDirectory(run_directory).lock.exists():
+            directory = RunDirectory.open(run_directory)
+            refuse_other_run(directory, lock)
+            state = look_at(directory, lock, run, warn=display.warning)
+            if state.finished:
+                return _logged_summary(directory, "already finished", steps, 0.0)
+            step = state.step
+            display.phase("going on from the start" if step is None else f"going on after step {step} of {steps}")
+        else:
+            directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=readable_recipe(lock), files=files)
+        display.phase("starting NeMo")
+        start = Start(directory, directory.new_attempt(), step, corpus, cache, claim)
+        return run_ranks(run, start, display=display)
+
+
+def _logged_summary(directory: RunDirectory, outcome: str, planned: int, seconds: float) -> Summary:
+    """Of a run whose ranks have nothing to report: by the last line of its log."""
+    last = last_line(directory.steps) or {}
+    loss = float.fromhex(last["loss"]) if isinstance(last.get("loss"), str) else float("nan")
+    return Summary(str(directory.path), int(last.get("step", 0)), loss, 0, seconds, outcome, planned)
 
 
 def readable_recipe(lock: RunLock) -> str:
@@ -132,13 +189,25 @@ def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
     return embedded(cache / "corpus", run.data.tokenizer_vocab_size, progress=progress)
 
 
+@dataclass(frozen=True)
+class Start:
+    """One attempt: where, from what, and with what data."""
+
+    directory: RunDirectory
+    attempt: int
+    step: int | None  # of the checkpoint to go on from, which was checked; None: from the start
+    corpus: Path
+    cache: Path
+    claim: int  # descriptor that holds the run directory; the ranks inherit it
+
+
 class _Ranks:
     """The processes of one attempt; killed with their process groups on the way out."""
 
-    def __init__(self, run: RunConfig, directory: RunDirectory, attempt: int, corpus: Path, cache: Path) -> None:
-        self._run, self._directory, self._attempt = run, directory, attempt
-        self._corpus, self._cache = corpus, cache
-        self.logs = [directory.attempt(attempt) / f"rank-{rank}.log" for rank in range(run.world_size)]
+    def __init__(self, run: RunConfig, start: Start) -> None:
+        self._run, self._begin = run, start
+        folder = start.directory.attempt(start.attempt)
+        self.logs = [folder / f"rank-{rank}.log" for rank in range(run.world_size)]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.reading = -1
 
@@ -154,7 +223,8 @@ class _Ranks:
         return self
 
     def _start(self, writing: int) -> None:
-        folder = self._directory.attempt(self._attempt)
+        begin = self._begin
+        folder = begin.directory.attempt(begin.attempt)
         rendezvous = folder / "rendezvous"
         rendezvous.unlink(missing_ok=True)
         base = rank_environment(self._run, os.environ)
@@ -164,8 +234,8 @@ class _Ranks:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(self._run.world_size),
-                "APERTUS_CORPUS": str(self._corpus),
-                "APERTUS_INDEX_CACHE": str(self._cache / "index"),
+                "APERTUS_CORPUS": str(begin.corpus),
+                "APERTUS_INDEX_CACHE": str(begin.cache / "index"),
                 "APERTUS_RENDEZVOUS": str(rendezvous),
                 "APERTUS_PROGRESS_FD": str(writing),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
@@ -173,7 +243,9 @@ class _Ranks:
             hidden = secrets(self._run, os.environ) if rank == 0 else {}
             if rank == 0:
                 _write_environment(folder / "environment.json", {**environment, **dict.fromkeys(hidden, "(secret)")})
-            worker = ["-m", "apertus_nemo.training.worker", str(self._directory.path.resolve()), str(self._attempt)]
+            step = "-" if begin.step is None else str(begin.step)
+            attempt = [str(begin.directory.path.resolve()), str(begin.attempt), step, str(os.getpid())]
+            worker = ["-m", "apertus_nemo.training.worker", *attempt]
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
@@ -182,7 +254,7 @@ class _Ranks:
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=output,
-                        pass_fds=(writing,),
+                        pass_fds=(writing, begin.claim),
                         start_new_session=True,
                     )
                 )
@@ -208,6 +280,11 @@ class _Ranks:
         code = self.processes[rank].returncode
         return code is not None and code < 0 and not (beside_errors and code == -signal.SIGABRT)
 
+    def ask_to_stop(self) -> None:
+        """Have every rank save after the step that it is at, and end."""
+        for process in self.processes:
+            process.send_signal(signal.SIGUSR2)
+
     def done(self) -> bool:
         """All ranks ended well."""
         return all(process.poll() == 0 for process in self.processes)
@@ -217,51 +294,71 @@ def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
     path.write_text(json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
 
 
-def run_ranks(
-    run: RunConfig, directory: RunDirectory, *, attempt: int, corpus: Path, cache: Path, display: Display
-) -> Summary:
+def run_ranks(run: RunConfig, start: Start, *, display: Display) -> Summary:
     """Start all ranks, follow them to the end, and raise what ended them otherwise.
 
-    SIGTERM and SIGHUP end the ranks too, and leave as SystemExit.
+    Once there is a step to save, SIGTERM and SIGUSR2 stop the run after it. Before, and the second time, SIGTERM ends
+    the ranks at once and leaves as SystemExit; so does SIGHUP always.
     """
-    started = time.monotonic()
-    with _ended_by_signals(), contextlib.closing(display), _Ranks(run, directory, attempt, corpus, cache) as ranks:
-        last = _follow(ranks, display)
+    began = time.monotonic()
+    wish = _Wish()
+    with wish.heard(), contextlib.closing(display), _Ranks(run, start) as ranks:
+        last = _follow(ranks, display, wish)
+    seconds, planned = time.monotonic() - began, planned_steps(run)
+    outcome = "stopped" if wish.stopped else "done"
+    if not last:  # all steps were done, but the end was not written yet
+        return _logged_summary(start.directory, outcome, planned, seconds)
     return Summary(
-        run_directory=str(directory.path),
-        steps=int(last.get("step", 0)),
-        loss=float(last.get("loss", float("nan"))),
-        tokens=int(last.get("tokens", 0)),
-        seconds=time.monotonic() - started,
+        run_directory=str(start.directory.path),
+        steps=int(last["step"]),
+        loss=float(last["loss"]),
+        tokens=int(last["tokens"]),
+        seconds=seconds,
+        outcome=outcome,
+        planned_steps=planned,
     )
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let signals that would end this process without a word raise SystemExit, so that the ranks are ended first."""
+class _Wish:
+    """What signals have asked of the launcher."""
 
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
+    def __init__(self) -> None:
+        self.training = False  # there is a step to save
+        self.stop = False  # to be passed on to the ranks
+        self.stopped = False  # the ranks have done so
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _on_signal(self, number: int, _: Any) -> None:
+        if number == signal.SIGHUP or not self.training or (self.stop and number == signal.SIGTERM):
+            raise SystemExit(128 + number)  # the ranks are ended on the way out
+        self.stop = True
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Handle signals that would end this process without a word."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _follow(ranks: _Ranks, display: Display) -> dict[str, Any]:
+def _follow(ranks: _Ranks, display: Display, wish: _Wish) -> dict[str, Any]:
     """Show what the ranks report until all are done; the last step's event."""
     last: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
-    pending, open_pipe, deadline = b"", True, None
+    pending, open_pipe, deadline, asked = b"", True, None, False
     with selectors.DefaultSelector() as selector:
         selector.register(ranks.reading, selectors.EVENT_READ)
         while True:
+            if wish.stop and not asked:
+                asked = True
+                ranks.ask_to_stop()
+                display.phase("stopping after this step")
             if open_pipe and selector.select(timeout=0.1):
                 chunk = os.read(ranks.reading, 65536)
                 open_pipe = bool(chunk)
@@ -270,9 +367,12 @@ def _follow(ranks: _Ranks, display: Display) -> dict[str, Any]:
                     event = json.loads(line)
                     if event["event"] == "step":
                         last = event
+                    wish.training = wish.training or event.get("text") == FIRST_STEP or event["event"] == "step"
+                    wish.stopped = wish.stopped or event["event"] == "stopped"
                     if event["event"] == "error":
                         errors.append(event)
-                    display.event(event)
+                    if event["event"] != "stopped":  # the command says so at the end
+                        display.event(event)
                 continue
             if not open_pipe:
                 time.sleep(0.02)

@@ -50,11 +50,13 @@ class Display:
         elif event["event"] == "step" and not self._quiet:
             self._step(event)
         elif event["event"] == "warning":
-            self._warning(event["text"])
+            self.warning(event["text"])
 
-    def _warning(self, text: str) -> None:
-        """One line, above the bar."""
-        if self._bar is not None:
+    def warning(self, text: str) -> None:
+        """One line, above the bar; an event where events are shown."""
+        if self._json:
+            print(json.dumps({"event": "warning", "text": text}), file=self._stream, flush=True)
+        elif self._bar is not None:
             self._bar.write(f"warning: {text}", file=self._stream)
         else:
             self._end_phase()

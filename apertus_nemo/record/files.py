@@ -127,8 +127,17 @@ def tree_manifest(folder: Path) -> dict[str, FileEntry]:
     Raises InputError for a link or a special file (what it means depends on the machine), for a name that
     is not UTF-8, and where something cannot be read.
     """
-    folder = Path(folder)
     found: dict[str, FileEntry] = {}
+    for name in tree_names(folder):
+        path = Path(folder) / name
+        found[name] = FileEntry(sha256=file_sha256(path), size_bytes=path.stat().st_size)
+    return found
+
+
+def tree_names(folder: Path) -> list[str]:
+    """The keys of `tree_manifest`, sorted; raises what it does, and reads no file."""
+    folder = Path(folder)
+    found: list[str] = []
     pending = [""]
     while pending:
         prefix = pending.pop()
@@ -145,8 +154,7 @@ def tree_manifest(folder: Path) -> dict[str, FileEntry]:
             if stat.S_ISDIR(mode):
                 pending.append(name + "/")
             elif stat.S_ISREG(mode):
-                path = folder / name
-                found[name] = FileEntry(sha256=file_sha256(path), size_bytes=path.stat().st_size)
+                found.append(name)
             else:
                 raise InputError(f"{folder / name} is neither a file nor a folder: a manifest cannot hold it")
-    return dict(sorted(found.items()))
+    return sorted(found)

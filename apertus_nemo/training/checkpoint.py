@@ -13,29 +13,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from apertus_nemo.errors import InputError
-from apertus_nemo.record.canonical import dumps, loads_canonical
-from apertus_nemo.record.files import read_bytes, tree_manifest, write_atomic
+from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.checkpoints import MANIFEST, MANIFEST_VERSION
+from apertus_nemo.record.files import sync_folder, tree_manifest, write_atomic, writing
 from apertus_nemo.record.run_dir import RunDirectory
 
-_MANIFEST = "manifest.json"
-_MANIFEST_VERSION = 1
-_MAX_MANIFEST_BYTES = 64 * 1024 * 1024  # a line a file: ranks times writers
 
-
-def checkpoint_step(folder: Path) -> int:
-    """The step whose end a committed checkpoint holds. Raises InputError where `folder` is not one."""
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder} is not a checkpoint: it holds no {_MANIFEST}; give a folder of checkpoints/")
-    tree = loads_canonical(read_bytes(path, max_bytes=_MAX_MANIFEST_BYTES), what=str(path))
-    if not isinstance(tree, dict) or tree.get("version") != _MANIFEST_VERSION or type(tree.get("step")) is not int:
-        raise InputError(f"{path} is not the manifest of a checkpoint of version {_MANIFEST_VERSION}")
-    step: int = tree["step"]
-    return step
-
-
-def save_checkpoint(trainer: pl.Trainer, directory: RunDirectory, *, attempt: int, step: int) -> Path:
+def save_checkpoint(trainer: pl.Trainer, directory: RunDirectory, *, attempt: int, step: int, lock_digest: str) -> Path:
     """Save weights, optimizer and loops of `step`; collective. Returns the committed folder."""
     partial = directory.attempt(attempt) / f"checkpoint-step-{step:09d}.partial"
     final = directory.checkpoint(step)
@@ -47,11 +31,29 @@ def save_checkpoint(trainer: pl.Trainer, directory: RunDirectory, *, attempt: in
     trainer.strategy.save_checkpoint(state, partial)
     torch.distributed.barrier()
     if rank == 0:
-        manifest = {"version": _MANIFEST_VERSION, "step": step, "files": tree_manifest(partial)}
-        write_atomic(partial / _MANIFEST, dumps(manifest))
-        if final.exists():
-            shutil.rmtree(final)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(partial, final)
+        files = tree_manifest(partial)
+        manifest = {"files": files, "lock_digest": lock_digest, "step": step, "version": MANIFEST_VERSION}
+        write_atomic(partial / MANIFEST, dumps(manifest))
+        with writing(final):
+            _commit(partial, final)
+        _clear(directory)
     torch.distributed.barrier()
     return final
+
+
+def _commit(partial: Path, final: Path) -> None:
+    """Rename into place; what lies there (a torn checkpoint that was passed over) goes once the new one is there."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    replaced = partial.with_name(f"{partial.name[: -len('.partial')]}.replaced.partial")
+    if final.exists():
+        os.rename(final, replaced)
+    os.rename(partial, final)
+    sync_folder(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _clear(directory: RunDirectory) -> None:
+    """Remove what attempts that were killed have left of checkpoints, now that there is a good one."""
+    for left in directory.attempts.glob("*/checkpoint-step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)

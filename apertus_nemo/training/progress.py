@@ -1,7 +1,8 @@
 """What a rank tells the process that launched it: one JSON line an event, through a pipe.
 
 Events: {"event": "phase", "text"}, {"event": "step", "step", "steps", "loss", "learning_rate", "grad_norm", "tokens",
-"seconds"}, {"event": "warning", "text"}, {"event": "error", "message", "exit_code", "rank"}, {"event": "done", ...}.
+"seconds"}, {"event": "stopped", "step", "steps"}, {"event": "warning", "text"},
+{"event": "error", "message", "exit_code", "rank"}, {"event": "done", ...}.
 Nothing here enters the record: it is for people's eyes, and holds times.
 """
 
@@ -13,6 +14,7 @@ import select
 from collections.abc import Mapping
 from typing import Any
 
+FIRST_STEP = "first step"  # text of the phase from which on there is a step to save
 _SHORT = 300  # characters of a text that is too long; each is at most twelve bytes of JSON
 
 

@@ -15,33 +15,47 @@ import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
 
-from apertus_nemo.errors import ApertusError, UnfitEnvironment
+from apertus_nemo.errors import ApertusError, Differs, UnfitEnvironment
 from apertus_nemo.optim.module import apply_schedule
 from apertus_nemo.optim.schedule import learning_rate
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.record.files import write_atomic
+from apertus_nemo.record.files import read_bytes, write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import write_seal
 from apertus_nemo.record.state import StateDigest
 from apertus_nemo.record.step_log import StepLogWriter, StepRecord
 from apertus_nemo.training.checkpoint import save_checkpoint
 from apertus_nemo.training.module import ApertusModule
-from apertus_nemo.training.progress import Progress
+from apertus_nemo.training.progress import FIRST_STEP, Progress
 from apertus_nemo.training.state import state_digest
+from apertus_nemo.training.stopping import Stop
+
+_MAX_STATE_BYTES = 2**30
 
 
 class Recorder(pl.Callback):
     """Applies the schedules before each step and writes what the step gave."""
 
     def __init__(
-        self, run: RunConfig, directory: RunDirectory, *, attempt: int, log: StepLogWriter | None, progress: Progress
+        self,
+        run: RunConfig,
+        directory: RunDirectory,
+        *,
+        attempt: int,
+        lock_digest: str,
+        log: StepLogWriter | None,
+        progress: Progress,
+        stop: Stop | None = None,
     ) -> None:
-        """`log` is None on every rank but the first."""
+        """`log` is None on every rank but the first; `stop` None on all or on no rank."""
         self._run = run
         self._plan = BatchPlan.from_config(run)
         self._directory = directory
         self._attempt = attempt
+        self._lock_digest = lock_digest
+        self._stop = stop
+        self.stopped: int | None = None  # the step after which the run was stopped, as asked
         self._log = log
         self._progress = progress
         self._consumed = 0  # samples
@@ -54,12 +68,17 @@ class Recorder(pl.Callback):
         return self._plan.num_steps if limit is None else min(limit, self._plan.num_steps)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Digest the state that training starts from."""
+        """Digest the state that training starts from; a checkpoint's must be the one that was logged."""
         step = trainer.global_step
+        if self._stop is not None:
+            self._stop.listen()  # in the place of Lightning's handler, which would raise after the step
+        state = state_digest(trainer, self._run, step)
         if step == 0:
-            self._write(StepRecord(step=0), state_digest(trainer, self._run, 0))
+            self._write(StepRecord(step=0), state)
+        elif self._log is not None and self._directory.state(step).exists():
+            self._compare(state)
         self._consumed = self._plan.consumed_samples(step)
-        self._progress.send("phase", text="first step")
+        self._progress.send("phase", text=FIRST_STEP)
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -116,12 +135,30 @@ class Recorder(pl.Callback):
             tokens=self._tokens,
             seconds=time.perf_counter() - self._started,
         )
-        if save:
+        stopping = not last and self._stop is not None and self._stop.agreed(settings.accelerator)
+        if save or stopping:
             if self._log is not None:
                 self._log.sync()
                 write_seal(self._directory.path, attempt=self._attempt, mark=self._log.mark())
             self._progress.send("phase", text=f"saving checkpoint of step {step}")
-            save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step)
+            save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step, lock_digest=self._lock_digest)
+        if stopping:
+            self.stopped = step
+            trainer.should_stop = True
+            self._progress.send("stopped", step=step, steps=self.last_step)
+
+    def _compare(self, state: StateDigest) -> None:
+        """Hold the state that a checkpoint gave against the one that was written before it was saved."""
+        path = self._directory.state(state.step)
+        logged = StateDigest.from_bytes(read_bytes(path, max_bytes=_MAX_STATE_BYTES), what=str(path))
+        if logged.digest == state.digest:
+            return
+        pairs = zip(logged.tensors, state.tensors, strict=False)
+        names = (f"{a.name} ({a.kind})" for a, b in pairs if a.to_list() != b.to_list())
+        raise Differs(
+            f"the checkpoint of step {state.step} gives another state than was logged in {path}: first "
+            f"{next(names, 'the list of tensors')}"
+        )
 
     def _write(self, record: StepRecord, state: StateDigest | None) -> None:
         """Log the step, or hold it against what was logged; then write the tensors' digests."""

@@ -15,17 +15,18 @@ from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import sha256_hex
+from apertus_nemo.record.checkpoints import checkpoint_step
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
-from apertus_nemo.training.checkpoint import checkpoint_step
 from apertus_nemo.training.loggers import Charts
 from apertus_nemo.training.observe import take_observation
 from apertus_nemo.training.progress import Progress
 from apertus_nemo.training.recorder import Recorder
+from apertus_nemo.training.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,19 @@ class Place:
     rendezvous: Path | None = None  # file through which the ranks meet; None: MASTER_ADDR and MASTER_PORT
 
 
-def train_rank(folder: Path, *, attempt: int, environment: Mapping[str, str], progress: Progress) -> None:
-    """Train as the rank that `environment` names, in the run directory `folder`, on a corpus that was verified."""
+def train_rank(
+    folder: Path,
+    *,
+    attempt: int,
+    checkpoint_step: int | None,
+    environment: Mapping[str, str],
+    progress: Progress,
+    stop: Stop | None = None,
+) -> None:
+    """Train as the rank that `environment` names, in the run directory `folder`, on a corpus that was verified.
+
+    `checkpoint_step`: go on from the checkpoint of this step, which was verified too; None: from the start.
+    """
     directory = RunDirectory.open(folder)
     lock = RunLock.from_bytes(directory.lock.read_bytes(), what=str(directory.lock))
     run = from_tree(lock.tree["config"])
@@ -56,7 +68,8 @@ def train_rank(folder: Path, *, attempt: int, environment: Mapping[str, str], pr
     )
     progress.send("phase", text="building model and data")
     prepare_process(run)
-    train(run, directory, lock_digest=lock.digest, place=place, progress=progress)
+    checkpoint = None if checkpoint_step is None else directory.checkpoint(checkpoint_step)
+    train(run, directory, lock_digest=lock.digest, place=place, progress=progress, checkpoint=checkpoint, stop=stop)
 
 
 def train(
@@ -68,8 +81,11 @@ def train(
     progress: Progress,
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    stop: Stop | None = None,
 ) -> pl.Trainer:
     """Train to the end, from the step after `checkpoint` if one is given; collective over the ranks of the run.
+
+    Ends after an earlier step, with a checkpoint of it, where `stop` asks for that.
 
     `prepare_process(run)` must have run. Rank 0 writes the record.
     """
@@ -80,7 +96,13 @@ def train(
         header = StepLogHeader(lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed))
         log = StepLogWriter.open(directory.steps, header)
     recorder = Recorder(
-        run, directory, attempt=place.attempt, log=log, progress=progress if log is not None else Progress(None)
+        run,
+        directory,
+        attempt=place.attempt,
+        lock_digest=lock_digest,
+        log=log,
+        progress=progress if log is not None else Progress(None),
+        stop=stop,
     )
     charts = []
     if log is not None:
@@ -95,11 +117,12 @@ def train(
     )
     model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
     trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
-    if trainer.global_step != recorder.last_step:
+    if trainer.global_step != (recorder.last_step if recorder.stopped is None else recorder.stopped):
         raise ApertusError(f"training ended at step {trainer.global_step}, not at step {recorder.last_step}")
     if log is not None:
         log.sync()
-        write_end(directory.path, attempt=place.attempt, mark=log.mark())
+        if recorder.stopped is None:
+            write_end(directory.path, attempt=place.attempt, mark=log.mark())
         log.close()
     torch.distributed.barrier()
     return trainer

@@ -1,4 +1,6 @@
-"""One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT`.
+"""One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT STEP LAUNCHER`.
+
+STEP is that of the checkpoint to go on from ("-": none), LAUNCHER the process id of the launcher.
 
 Reads `lock.json` and nothing else of the launching side; RANK, LOCAL_RANK and WORLD_SIZE say which rank it is.
 An error of the user's is one line in the pipe to the launcher and the exit code of its kind; anything else is
@@ -24,7 +26,7 @@ from apertus_nemo.training.progress import Progress
 
 def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Train as this rank until the run ends; the exit code."""
-    _die_with_launcher()
+    _die_with_launcher(int(arguments[3]))
     progress = Progress.from_environment(environment)
     rank = int(environment["RANK"])
     try:
@@ -32,8 +34,18 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
             verify(Path(environment["APERTUS_CORPUS"]))
         imports.install()
         from apertus_nemo.training.run import train_rank
+        from apertus_nemo.training.stopping import Stop
 
-        train_rank(Path(arguments[0]), attempt=int(arguments[1]), environment=environment, progress=progress)
+        stop = Stop()
+        stop.listen()
+        train_rank(
+            Path(arguments[0]),
+            attempt=int(arguments[1]),
+            checkpoint_step=None if arguments[2] == "-" else int(arguments[2]),
+            environment=environment,
+            progress=progress,
+            stop=stop,
+        )
     except ApertusError as error:
         progress.send("error", message=str(error), exit_code=error.exit_code, rank=rank)
         traceback.print_exc()
@@ -45,10 +57,12 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _die_with_launcher() -> None:
+def _die_with_launcher(launcher: int) -> None:
     """Have the kernel kill this rank when the launcher is gone, however that ends (Linux: PR_SET_PDEATHSIG)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != launcher:  # it was gone before the kernel was asked
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def run_steps(
     gradients: bool = False,
     perturb: int | None = None,
     fill: float | None = None,
+    attempt: int = 0,
 ) -> dict[str, Any]:
     """Train `tiny_pretrain` with overrides in the run directory `folder`, which exists; what the last step left.
 
@@ -39,7 +40,7 @@ def run_steps(
     place = Place(
         rank=rank,
         local_rank=rank,
-        attempt=0,
+        attempt=attempt,
         corpus=Path(corpus),
         cache=Path(folder) / "index",
         rendezvous=Path(os.environ["RENDEZVOUS_FILE"]),

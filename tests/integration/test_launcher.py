@@ -76,7 +76,7 @@ def test_a_folder_that_holds_a_run(tmp_path: Path, environment: dict[str, str]) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock.json").write_text("{}")
     code, text = refused(["--run-dir", "run"], tmp_path, environment)
-    assert (code, text) == (2, "apertus-nemo: run holds a run already: resume it, or choose another folder\n")
+    assert (code, text) == (2, "apertus-nemo: run/lock.json: is not a lock\n")
     assert (tmp_path / "run" / "lock.json").read_text() == "{}"
 
 

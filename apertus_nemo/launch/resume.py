@@ -1,0 +1,156 @@
+"""Takes hold of a run directory, and says where the run in it goes on.
+
+    with claimed(folder) as claim:                    # raises where another process has it
+        state = look_at(folder, lock, warn=print)     # raises InputError where it holds another run
+        state.finished, state.step
+
+The claim is a lock of the kernel's on the folder itself. The ranks inherit it: it lasts until launcher and ranks
+are gone, however they end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.record.canonical import dumps, is_unknown
+from apertus_nemo.record.checkpoints import newest_whole
+from apertus_nemo.record.files import read_bytes, reading, writing
+from apertus_nemo.record.lock import RunLock
+from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.seal import END, MAX_BYTES, Seal
+from apertus_nemo.record.step_line import MAX_LINE_BYTES
+
+_WAIT_S = 3.0  # for the ranks of a launcher that was killed just now
+_MAX_LOCK_BYTES = 16 * 2**20
+_SHOWN = 120  # characters of a value
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[int]:
+    """Hold the run directory, which is made where it is not there; the descriptor of the claim.
+
+    Raises UnfitEnvironment where another process trains in it, or where the disk refuses.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(claim, folder)
+        yield claim
+    finally:
+        os.close(claim)
+
+
+def _lock(claim: int, folder: Path) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnfitEnvironment(
+                    f"{folder}: another process is training in this run directory; wait for it, or end it"
+                ) from None
+        except OSError:  # a file system without locks; the step log refuses a second writer of this machine
+            return
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a run that was begun."""
+
+    finished: bool
+    step: int | None  # of the checkpoint to go on from; None: from the start
+    logged: int | None  # last step in the log
+    steps: int  # planned
+
+
+def planned_steps(run: RunConfig) -> int:
+    """Steps of the whole run."""
+    plan = BatchPlan.from_config(run)
+    return plan.num_steps if run.trainer.max_steps is None else min(run.trainer.max_steps, plan.num_steps)
+
+
+def read_lock(directory: RunDirectory) -> RunLock:
+    """The lock of a run directory."""
+    data = read_bytes(directory.lock, max_bytes=_MAX_LOCK_BYTES)
+    return RunLock.from_bytes(data, what=str(directory.lock))
+
+
+def refuse_other_run(directory: RunDirectory, lock: RunLock) -> None:
+    """Raise InputError, naming the first field that differs, where the directory is not that of `lock`."""
+    held = read_lock(directory)
+    if held.digest == lock.digest:
+        return
+    found = RunLock.from_bytes(lock.to_bytes(), what="the lock of this start")  # numbers as JSON holds them
+    field, one, other = _first_difference(dict(held.tree), dict(found.tree), "")
+    raise InputError(
+        f"{directory.path} holds a run that cannot go on like this: {field} is {_text(one)} in its lock and "
+        f"{_text(other)} here; restore that, or choose another folder"
+    )
+
+
+def _first_difference(a: Any, b: Any, path: str) -> tuple[str, Any, Any]:
+    """Dotted path and both values of the first field that is not the same; None stands for an absent one."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if isinstance(a, dict) and isinstance(b, dict) and not is_unknown(a) and not is_unknown(b):
+        keys = sorted(a.keys() | b.keys())
+        pairs = [(f"{path}.{key}" if path else key, a.get(key), b.get(key)) for key in keys]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(a, b, strict=True))]
+    for name, one, other in pairs:
+        if dumps(one) != dumps(other):
+            return _first_difference(one, other, name)
+    return path, a, b
+
+
+def _text(value: Any) -> str:
+    text = "absent" if value is None else dumps(value).decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def look_at(directory: RunDirectory, lock: RunLock, run: RunConfig, *, warn: Callable[[str], None]) -> State:
+    """Where the run with this lock goes on. Every byte of the checkpoint that it goes on from has been checked."""
+    steps, last = planned_steps(run), last_line(directory.steps)
+    logged = None if last is None else int(last["step"])
+    end = directory.path / END
+    if end.is_file():
+        done = Seal.from_bytes(read_bytes(end, max_bytes=MAX_BYTES), what=str(end)).mark.last_step
+        if done is not None and done >= steps:
+            return State(True, None, logged, steps)
+    step = newest_whole(directory, lock_digest=lock.digest, last_logged=logged, warn=warn)
+    return State(False, step, logged, steps)
+
+
+def last_line(folder: Path) -> Mapping[str, Any] | None:
+    """The last complete step of a log, unverified (the first rank verifies all of it); None where there is none."""
+    if not folder.is_dir():
+        return None
+    with reading(folder):
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".jsonl"))
+    for name in reversed(names):
+        with reading(folder / name), open(folder / name, "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 3 * MAX_LINE_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+        for line in reversed(lines):
+            try:
+                tree = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(tree, dict) and type(tree.get("step")) is int:
+                return tree
+    return None
