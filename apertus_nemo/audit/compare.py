@@ -1,6 +1,6 @@
 """Compare two run directories: identical, or the first differing step, value and tensor.
 
-    result = compare(Path("runs/a"), Path("runs/b"))
+    result = compare("runs/a", "s3://bucket/runs/b")     # run directories, or copies behind URLs
     result.verdict              # "identical" or "different"
     result.exit_code            # 0 or 1
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from apertus_nemo.errors import InputError
-from apertus_nemo.record.canonical import is_unknown
-from apertus_nemo.record.files import file_sha256, read_bytes
+from apertus_nemo.record.canonical import is_unknown, sha256_hex
 from apertus_nemo.record.lock import RunLock
-from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.places import AnyPath, locate, read
+from apertus_nemo.record.seal import END, MAX_BYTES, Seal
 from apertus_nemo.record.state import KINDS, StateDigest, TensorDigest
 from apertus_nemo.record.step_line import StepRecord, plain
 from apertus_nemo.record.step_log import StepLogReader
@@ -64,8 +64,8 @@ class LockDifference:
 class Comparison:
     """What was found. Steps count from 1; the initial state is the state of step 0."""
 
-    a: Path
-    b: Path
+    a: str
+    b: str
     verdict: str = DIFFERENT
     reason: str = ""  # of the verdict "different", in one line
     steps_equal: int = 0
@@ -90,11 +90,15 @@ class Comparison:
 class _Run:
     """One of the two: its lock, checked against the log, and its log."""
 
-    def __init__(self, path: Path) -> None:
-        self.directory = RunDirectory.open(path)
-        file = self.directory.lock
-        self.lock = RunLock.from_bytes(read_bytes(file, max_bytes=_MAX_LOCK_BYTES), what=str(file))
-        self.log = StepLogReader(self.directory.steps)
+    def __init__(self, record: str | Path) -> None:
+        self.root = locate(record)
+        if not self.root.is_dir():
+            raise InputError(f"{self.root} is not a folder")
+        file = self.root / "lock.json"
+        if not file.is_file():
+            raise InputError(f"{self.root} is not a run directory: it holds no {file.name}")
+        self.lock = RunLock.from_bytes(read(file, max_bytes=_MAX_LOCK_BYTES), what=str(file))
+        self.log = StepLogReader(self.root / "steps")
         if self.log.header.lock_digest != self.lock.digest:
             raise InputError(
                 f"{file}: its lock digest is {self.lock.digest}, but the step log was written under "
@@ -102,12 +106,16 @@ class _Run:
             )
         self.digests: dict[int, str] = {}  # step -> state digest, where one was taken
 
+    def state_file(self, step: int) -> AnyPath:
+        """Where the tensors of a state are listed."""
+        return self.root / "states" / f"step-{step:09d}.json"
+
     def state(self, step: int) -> StateDigest | None:
         """The tensors of a state, held against the log; None where their file is missing."""
-        path = self.directory.state(step)
+        path = self.state_file(step)
         if not path.exists():
             return None
-        state = StateDigest.from_bytes(read_bytes(path, max_bytes=_MAX_STATE_BYTES), what=str(path))
+        state = StateDigest.from_bytes(read(path, max_bytes=_MAX_STATE_BYTES), what=str(path))
         if state.step != step or state.digest != self.digests[step]:
             raise InputError(
                 f"{path}: is the state of step {state.step} with digest {state.digest}, but the log has "
@@ -115,12 +123,32 @@ class _Run:
             )
         return state
 
+    def check_end(self) -> None:
+        """Hold a log that was read to its end against `end.json`: lines cut off, and a change of the last one."""
+        path = self.root / END
+        if not path.exists():
+            return
+        mark = Seal.from_bytes(read(path, max_bytes=MAX_BYTES), what=str(path)).mark
+        last = 0 if self.log.last is None else self.log.last.step
+        if self.log.lines != mark.lines:
+            raise InputError(
+                f"{self.root / 'steps'}: the log ends at step {last}, but {path} says step {mark.last_step}: "
+                "lines were cut off or added"
+            )
+        if self.log.hash != mark.last_line:
+            raise InputError(f"{self.root / 'steps'}: the line of step {last} is not the one that {path} names")
 
-def compare(a: Path, b: Path) -> Comparison:
-    """Compare the records of two runs; raises InputError where one is no run directory, or broken."""
-    left, right = _Run(Path(a)), _Run(Path(b))
-    result = Comparison(Path(a), Path(b))
+
+def compare(a: str | Path, b: str | Path) -> Comparison:
+    """Compare the records of two runs: run directories, or URLs of copies.
+
+    Raises InputError where one is no record, or broken; UnfitEnvironment where an URL cannot be reached.
+    """
+    left, right = _Run(a), _Run(b)
+    result = Comparison(str(left.root), str(right.root))
     _steps(left, right, result)
+    left.check_end()
+    right.check_end()
     _states(left, right, result)
     result.lock = lock_differences(left.lock.tree, right.lock.tree)
     _notes(left, right, result)
@@ -194,7 +222,7 @@ def _states(left: _Run, right: _Run, result: Comparison) -> None:
     step = differing[0] if differing else common[-1]
     one, other = left.state(step), right.state(step)
     if one is None and other is None:
-        result.not_compared.append(f"tensors by name at step {step}: neither run has {left.directory.state(step).name}")
+        result.not_compared.append(f"tensors by name at step {step}: neither run has {left.state_file(step).name}")
         return
     if (one is None or other is None) and differing:
         which = "A" if one is None else "B"
@@ -265,7 +293,8 @@ def _notes(left: _Run, right: _Run, result: Comparison) -> None:
             steps = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
             result.not_compared.append(f"states that only {label} has a digest of: step {steps}")
         named = run.log.header.observation_digest
-        if isinstance(named, str) and run.directory.observed.exists() and file_sha256(run.directory.observed) != named:
+        observed = run.root / "observed.json"
+        if isinstance(named, str) and observed.exists() and sha256_hex(read(observed, max_bytes=MAX_BYTES)) != named:
             result.notes.append(f"{label}: observed.json is not the one that the log names")
     observations = [run.log.header.observation_digest for run in (left, right)]
     if not all(isinstance(item, str) for item in observations):

@@ -104,8 +104,8 @@ def tree(result: Comparison) -> dict[str, Any]:
         return item
 
     return {
-        "a": str(result.a),
-        "b": str(result.b),
+        "a": result.a,
+        "b": result.b,
         "exit_code": result.exit_code,
         "format": FORMAT,
         "lock_differences": [{"a": item.a, "b": item.b, "field": item.field} for item in result.lock],

@@ -1,7 +1,7 @@
 """Manifests of folders against their bytes, at the speed of hashing.
 
     manifest = read_manifest(data, what="checkpoints/step-000000010/manifest.json")
-    for file in hash_files(files_below(folder)): file.name, file.sha256, file.size_bytes
+    for file in hash_files(folder, names): file.name, file.sha256, file.size_bytes
 
 Files are read by as many threads as there are processors: hashing and reading both leave Python's lock.
 """
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from apertus_nemo.errors import InputError
-from apertus_nemo.record.canonical import loads, loads_canonical
+from apertus_nemo.record.canonical import is_digest, loads, loads_canonical
 from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.places import AnyPath, RemotePath, check_entry, open_binary, open_ordinary
 
@@ -42,6 +42,7 @@ class Manifest:
 
     step: int
     files: dict[str, FileEntry]
+    lock_digest: str | None  # of the run; the first ones of version 1 do not name it
 
 
 def read_manifest(data: bytes, *, what: str) -> Manifest:
@@ -59,32 +60,10 @@ def read_manifest(data: bytes, *, what: str) -> Manifest:
         raise InputError(f"{what}: is not the manifest of a checkpoint: it names no step or no files")
     for name, entry in tree["files"].items():
         check_entry(name, entry, what=what)
-    return Manifest(tree["step"], tree["files"])
-
-
-def files_below(folder: AnyPath) -> tuple[list[str], list[str]]:
-    """(ordinary files, anything that is neither a file nor a folder), by their path below `folder`, sorted.
-
-    Raises InputError where a folder cannot be read.
-    """
-    if isinstance(folder, RemotePath):
-        start = folder.inside + "/" if folder.parts else ""
-        return sorted(name[len(start) :] for name in folder.copy.files if name.startswith(start)), []
-    ordinary: list[str] = []
-    others: list[str] = []
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        try:
-            with os.scandir(f"{folder}/{prefix}") as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(f"{prefix}{entry.name}/")
-                    else:
-                        (ordinary if entry.is_file(follow_symlinks=False) else others).append(prefix + entry.name)
-        except OSError as error:
-            raise InputError(f"could not read {folder}/{prefix}: {error.strerror or error}") from error
-    return sorted(ordinary), sorted(others)
+    lock_digest = tree.get("lock_digest")
+    if lock_digest is not None and not is_digest(lock_digest):
+        raise InputError(f"{what}: names a lock digest that is none")
+    return Manifest(tree["step"], tree["files"], lock_digest)
 
 
 def hash_files(folder: AnyPath, names: Sequence[str]) -> Iterator[File]:

@@ -22,11 +22,21 @@ from typing import Any
 from apertus_nemo.audit.chain import MAX_FINDINGS, Chain, read_chain
 from apertus_nemo.audit.compare import planned_steps
 from apertus_nemo.audit.finding import Finding
-from apertus_nemo.audit.trees import File, Manifest, files_below, hash_files, read_manifest
+from apertus_nemo.audit.trees import File, Manifest, hash_files, read_manifest
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
 from apertus_nemo.record.lock import RunLock
-from apertus_nemo.record.places import COPY, AnyPath, RemotePath, locate, manifest_from_bytes, names, printable, read
+from apertus_nemo.record.places import (
+    COPY,
+    AnyPath,
+    RemotePath,
+    files_below,
+    locate,
+    manifest_from_bytes,
+    names,
+    printable,
+    read,
+)
 from apertus_nemo.record.seal import END, SEAL, SEALED, Seal
 from apertus_nemo.record.step_log import SEGMENT_LINES
 
@@ -384,6 +394,17 @@ class _Verifier:
         if manifest.step != step:
             self._find(file, f"is of step {manifest.step}, not of step {step}")
             return
+        last = self._chain.last_step
+        if (last is None or step > last) and not any(f.file.startswith("steps/") for f in result.findings):
+            self._find(
+                file, f"is of step {step}, and the log ends at step {last or 0}: lines were cut off, or it is foreign"
+            )
+            return
+        header = self._chain.header
+        if header is not None and not self._chain.header_is_blamed:
+            if manifest.lock_digest not in (None, header.lock_digest):
+                self._find(file, f"is of another run, of the lock digest {manifest.lock_digest}")
+                return
         present: list[str] = []
         others: list[str] = []
         with self._blaming(folder):
@@ -461,10 +482,10 @@ class _Verifier:
             skipped.append("whether later lines of the log are missing: only the end of a run is sealed for good")
             skipped.append("recipe.yaml, environments of attempts, manifests of checkpoints: only end.json covers them")
         if not self._copied:
-            outputs = 0
+            outputs = 0  # files that no digest covers
             for number in _names(self._root / "attempts"):
                 inner = _names(self._root / "attempts" / number)
-                outputs += len(set(inner) - {SEAL, "environment.json"})
+                outputs += len(set(inner) - {SEAL, "environment.json", "observed.json"})
             if outputs:
                 skipped.append(f"output of the ranks and the like: {outputs} files in attempts/")
             for name in sorted(self._top - {"steps", "states", "attempts", "checkpoints", COPY, END, *_FOR_READING}):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare the records of two runs: identical, or the first differing step, value and tensor.",
         epilog="Exit code: 0 identical, 1 different, 2 not a run directory or a broken record.",
     )
-    parser.add_argument("a", type=Path, metavar="A", help="run directory")
-    parser.add_argument("b", type=Path, metavar="B", help="run directory")
+    parser.add_argument("a", metavar="A", help="run directory, or the URL of a copy")
+    parser.add_argument("b", metavar="B", help="run directory, or the URL of a copy")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

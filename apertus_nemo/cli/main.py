@@ -19,6 +19,7 @@ VERBS = {
     "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
+    "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
 }
 
 INTERRUPTED = 130

@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Turn an OSError of the block into InputError: one line with `path` and the cause."""
     try:
         yield

@@ -115,11 +115,10 @@ class RemoteCopy:
             data: bytes = stream.read(MAX_COPY_BYTES + 1)
         return data
 
-    def guard(
-        self, name: str, action: Callable[[], _T], *, missing: str = "is missing, though the copy lists it"
-    ) -> _T:
+    def guard(self, name: str, action: Callable[[], _T]) -> _T:
         """The action's result; what fsspec may raise becomes one clear line without the URL's secrets."""
-        with reaching(f"{self.label}/{name}", missing=f"{self.label}: {missing}" if name == COPY else None):
+        missing = f"{self.label} holds no whole copy of a run: there is no {COPY}" if name == COPY else None
+        with reaching(f"{self.label}/{name}", missing=missing):
             return action()
 
 
@@ -216,6 +215,31 @@ def names(folder: AnyPath) -> list[str]:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def files_below(folder: AnyPath) -> tuple[list[str], list[str]]:
+    """(ordinary files, anything that is neither a file nor a folder), by their path below `folder`, sorted.
+
+    Raises InputError where a folder cannot be read.
+    """
+    if isinstance(folder, RemotePath):
+        start = folder.inside + "/" if folder.parts else ""
+        return sorted(name[len(start) :] for name in folder.copy.files if name.startswith(start)), []
+    ordinary: list[str] = []
+    others: list[str] = []
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        try:
+            with os.scandir(f"{folder}/{prefix}") as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{prefix}{entry.name}/")
+                    else:
+                        (ordinary if entry.is_file(follow_symlinks=False) else others).append(prefix + entry.name)
+        except OSError as error:
+            raise InputError(f"could not read {folder}/{prefix}: {error.strerror or error}") from error
+    return sorted(ordinary), sorted(others)
 
 
 def read(path: AnyPath, *, max_bytes: int) -> bytes:

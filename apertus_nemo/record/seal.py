@@ -35,7 +35,7 @@ _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-[0-9]{9}\Z")
 SEALED = re.compile(
     r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+"
-    r"|attempts/[0-9]{3,6}/(?:environment|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
+    r"|attempts/[0-9]{3,6}/(?:environment|observed|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
 )
 
 
@@ -134,6 +134,7 @@ def _sealed(folder: Path) -> list[str]:
         names = [name for name in os.listdir(folder) if _ROOT.match(name)]
         for parent, pattern, file in (
             ("attempts", _ATTEMPT, "environment.json"),
+            ("attempts", _ATTEMPT, "observed.json"),
             ("attempts", _ATTEMPT, SEAL),
             ("checkpoints", _CHECKPOINT, "manifest.json"),
         ):

@@ -27,6 +27,7 @@ from types import TracebackType
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.record.canonical import sha256_hex
 from apertus_nemo.record.files import reading, sync_folder, write_all, writing
+from apertus_nemo.record.places import AnyPath, names, open_binary
 from apertus_nemo.record.seal import LogMark
 from apertus_nemo.record.step_line import (
     MAX_LINE_BYTES,
@@ -54,8 +55,8 @@ class StepLogReader:
     and noted in `torn`. Lines cut off at the end of a log cannot be seen from the log alone.
     """
 
-    def __init__(self, folder: Path, *, segment_lines: int = SEGMENT_LINES) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: AnyPath, *, segment_lines: int = SEGMENT_LINES) -> None:
+        self.folder = folder
         self.torn: str | None = None  # where a torn last line stands; known once the iteration is done
         self.last: StepRecord | None = None
         self.lines = 0  # complete lines read so far, the header included
@@ -73,7 +74,7 @@ class StepLogReader:
         for number, path in enumerate(self.segments):
             is_last = number == len(self.segments) - 1
             inside = 0
-            with reading(path), open(path, "rb") as stream:
+            with reading(path), open_binary(path) as stream:
                 while line := stream.readline(MAX_LINE_BYTES + 1):
                     place = f"{path} line {inside + 1}"
                     if inside == self._segment_lines:
@@ -109,7 +110,7 @@ class StepLogReader:
             yield record
 
 
-def read_steps(folder: Path) -> Iterator[StepRecord]:
+def read_steps(folder: AnyPath) -> Iterator[StepRecord]:
     """The records of the log in `folder`; raises InputError with the place, also for a torn last line."""
     reader = StepLogReader(folder)
     yield from reader
@@ -117,13 +118,13 @@ def read_steps(folder: Path) -> Iterator[StepRecord]:
         raise InputError(f"{reader.torn}: is torn: the run ended while writing it; resume the run")
 
 
-def _segments(folder: Path) -> list[Path]:
+def _segments(folder: AnyPath) -> list[AnyPath]:
     with reading(folder):
-        names = sorted(name for name in os.listdir(folder) if _SEGMENT.match(name))
-    for number, name in enumerate(names):
+        found = sorted(name for name in names(folder) if _SEGMENT.match(name))
+    for number, name in enumerate(found):
         if name != f"{number:06d}.jsonl":
             raise InputError(f"{folder}: segment {number:06d}.jsonl is missing")
-    return [folder / name for name in names]
+    return [folder / name for name in found]
 
 
 class StepLogWriter:
@@ -237,7 +238,7 @@ class StepLogWriter:
 
     def _continue(self, header: StepLogHeader) -> bool:
         """Verify and take over what is there; False where there is no complete header."""
-        segments = _segments(self.folder)
+        segments = [self.folder / segment.name for segment in _segments(self.folder)]
         if not segments or (len(segments) == 1 and not _has_line(segments[0])):
             for path in segments:
                 with writing(path):
