@@ -1,0 +1,104 @@
+"""The command started again: goes on, refuses what is another run or runs already, and says when there is no more."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import TRAIN, apertus, ranks_of, shell, started, wait_for
+from tests.integration.runs import LAYOUTS, SQUEEZED, STEPS
+
+EVERY = 3  # steps between checkpoints
+SETTINGS = [*(s for s in SQUEEZED if "checkpoint_every" not in s), f"trainer.checkpoint_every_steps={EVERY}"]
+START_S = 200.0
+
+
+@pytest.fixture
+def environment(cache: Path, corpus: Path, tmp_path: Path) -> dict[str, str]:
+    """A user's shell; the embedded corpus is there."""
+    return shell(cache, tmp_path / "home")
+
+
+def lines(run: Path) -> int:
+    """Complete lines of the step log: header, initial state, steps."""
+    log = run / "steps" / "000000.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def identical(folder: Path, environment: dict[str, str]) -> None:
+    """`run` ended as `undisturbed` did."""
+    done = apertus(["compare", "undisturbed", "run"], folder=folder, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"identical, {STEPS} of {STEPS} steps")
+
+
+def train(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Train to the end of the command, without a traceback."""
+    done = apertus([*TRAIN, "--quiet", *arguments], folder=folder, environment=environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.full)])
+def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    start = ["--run-dir", "run", *SETTINGS]
+    with started([*TRAIN, *start], folder=tmp_path, environment=environment) as process:
+        wait_for(lambda: lines(run) >= 2 or process.poll() is not None, timeout_s=START_S, what="the first step")
+        second = train(start, tmp_path, environment)
+        assert (second.returncode, second.stdout) == (3, "") or process.poll() is not None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60.0)
+    assert (process.returncode, "Traceback" in err) == (0, False), err
+    if not out.startswith("stopped after step "):
+        pytest.skip(f"the run had ended before the signal: {out}")  # on a machine that is that fast
+    assert second.stderr.startswith("apertus-nemo: run: another process is training in this run directory; ")
+    step = int(out.split()[3])
+    assert out == f"stopped after step {step} of {STEPS}; go on with: apertus-nemo train --resume run\n"
+    assert (run / "checkpoints" / f"step-{step:09d}" / "manifest.json").is_file()
+    assert lines(run) == 2 + step
+
+    other = train([*start, "optim.weight_decay=0.2"], tmp_path, environment)
+    assert other.returncode == 2
+    assert other.stderr == (
+        "apertus-nemo: run holds a run that cannot go on like this: config.optim.weight_decay is 0.1 in its lock "
+        "and 0.2 here; restore that, or choose another folder\n"
+    )
+    again = train(["--resume", "run"], tmp_path, environment)
+    assert (again.returncode, again.stdout.split(",")[0]) == (0, f"{STEPS} steps"), again.stderr
+    for _ in range(2):
+        finished = train(["--resume", "run"], tmp_path, environment)
+        assert (finished.returncode, finished.stdout) == (0, f"already finished, {STEPS} steps, in run\n")
+    assert sorted(path.name for path in (run / "attempts").iterdir()) == ["000", "001"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", ["one", "tp2", "dp2"])
+def test_killed_from_outside(tmp_path: Path, environment: dict[str, str], layout: str) -> None:
+    """A rank, then the launcher, then launcher and ranks, each after a drawn step; then the end."""
+    ranks, cut = LAYOUTS[layout]
+    chance = random.Random(layout)
+    start = ["--run-dir", "run", *SETTINGS, *cut]
+    assert train(["--run-dir", "undisturbed", *SETTINGS, *cut], tmp_path, environment).returncode == 0
+    first = 2
+    for whom in ("rank", "launcher", "all"):
+        first += 1 + chance.randrange(3)
+        with started([*TRAIN, "--quiet", *start], folder=tmp_path, environment=environment) as process:
+            wait_for(lambda: lines(tmp_path / "run") >= first, timeout_s=START_S, what=f"line {first}")  # noqa: B023
+            pids = ranks_of(process.pid)
+            assert len(pids) == ranks
+            for pid in {"rank": [chance.choice(pids)], "launcher": [process.pid], "all": [process.pid, *pids]}[whom]:
+                os.kill(pid, signal.SIGKILL)
+            process.communicate(timeout=60.0)
+        assert process.returncode == (3 if whom == "rank" else -signal.SIGKILL)
+        assert not (tmp_path / "run" / "end.json").exists()
+    done = train(start, tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    identical(tmp_path, environment)
