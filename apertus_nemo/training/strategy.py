@@ -29,6 +29,7 @@ from nemo.lightning.pytorch.strategies import MegatronStrategy
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.training.unpickle import check_metadata, forced
 
 WEIGHTS = "weights"  # folder of Megatron's files inside a checkpoint, as NeMo names it
 
@@ -98,14 +99,18 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective.
 
-        Raises InputError where a tensor is missing, too much, or of another shape.
+        Raises InputError where a tensor is missing, too much, or of another shape, and for a pickle that would call
+        what no checkpoint needs.
         """
         weights = str(Path(checkpoint_path) / WEIGHTS)
-        metadata = dist_checkpointing.load_content_metadata(weights)
+        check_metadata(Path(weights) / ".metadata")
+        with forced():
+            metadata = dist_checkpointing.load_content_metadata(weights)
         wanted: dict[str, Any] = {"state_dict": self.megatron_parallel.sharded_state_dict(metadata=metadata)}
         wanted["optimizer"] = [self.optimizer_sharded_state_dict(is_loading=True, metadata=metadata)]
         try:
-            loaded: dict[str, Any] = dist_checkpointing.load(wanted, weights, strict=self.ckpt_load_strictness)
+            with forced():
+                loaded: dict[str, Any] = dist_checkpointing.load(wanted, weights, strict=self.ckpt_load_strictness)
         except CheckpointingException as error:
             reason = " ".join(str(error).split())
             raise InputError(
