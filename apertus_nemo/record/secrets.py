@@ -1,6 +1,6 @@
 """Secrets stay out of records: what looks like one is refused before anything is written.
 
-    refuse_secrets([("optim.lr", "2e-5"), ("data.path", "https://ada:hunter2@host/corpus")], where="the recipe")
+    refuse_secrets([("optim.lr", "2e-5"), ("data.path", "https://ada:PASSWORD@host/corpus")], where="the recipe")
 
 raises InputError, naming the key and never showing the value. A record is shared for years; a password in it cannot be
 taken back, and a redacted value could not be run again.

@@ -17,20 +17,22 @@ import json
 import os
 import platform
 import re
-import site
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.errors import ApertusError
+from apertus_nemo.errors import ApertusError, UnfitEnvironment
 from apertus_nemo.record.canonical import dumps, sha256_hex, unknown
 from apertus_nemo.record.files import file_sha256, write_atomic
 
 _DIST_INFO = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info\Z")
 _CACHE_FORMAT = 1
+_START_LIMIT_S = 60.0  # of an empty Python, on a slow network file system
 _MAX_CACHE_BYTES = 64 * 2**20
 
 # Distributions that no result depends on; a lock does not pin them, so that a tool may be added or moved on.
@@ -95,11 +97,28 @@ def interpreter() -> dict[str, str]:
     }
 
 
-def import_path(environment: Mapping[str, str]) -> list[str]:
-    """The part of sys.path that ranks share: neither this process's PYTHONPATH nor the user's own packages."""
-    out = {os.path.realpath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry}
-    out |= {os.path.realpath(site.getusersitepackages()), os.path.realpath("")}  # `python -m` puts the folder first
-    return [entry for entry in sys.path if entry and os.path.realpath(entry) not in out]
+@cache
+def import_path() -> tuple[str, ...]:
+    """Where ranks import from: sys.path of a new process, without PYTHONPATH, the user's packages and this folder.
+
+    This process's own is no answer: libraries put folders of their own on it as they are imported.
+    Raises UnfitEnvironment where Python cannot be started.
+    """
+    script = "import json, sys; print(json.dumps(sys.path))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-s", "-c", script],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            timeout=_START_LIMIT_S,
+        )
+        return tuple(json.loads(done.stdout.splitlines()[-1]))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise UnfitEnvironment(f"{sys.executable} could not be started: {error}") from error
 
 
 def packages(path: Sequence[str] | None = None, *, cache: Path | None = None) -> dict[str, Any]:
@@ -110,7 +129,7 @@ def packages(path: Sequence[str] | None = None, *, cache: Path | None = None) ->
     that is not there has null. Where two folders of the path hold one distribution, the first wins, as on import.
     `cache` keeps digests between calls; it is made, and ignored where it is unreadable or cannot be written.
     """
-    found = _distributions(import_path(os.environ) if path is None else path)
+    found = _distributions(import_path() if path is None else path)
     known = _read_cache(cache)
     kept: dict[str, Any] = {}
     stale: list[tuple[_Distribution, list[str], str]] = []

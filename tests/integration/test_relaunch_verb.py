@@ -46,7 +46,9 @@ def apertus(source: Path, *arguments: str, folder: Path, environment: dict[str, 
 @pytest.mark.usefixtures("corpus")
 def test_a_relaunch_needs_nothing_but_the_record(cache: Path, tmp_path: Path) -> None:
     source = copy_of_the_source(tmp_path / "source")
-    ann = shell(cache, tmp_path / "ann", WANDB_API_KEY="hunter2", HTTPS_PROXY="http://ann:hunter2@proxy")
+    ann = shell(
+        cache, tmp_path / "ann", WANDB_API_KEY="correct-horse-9f3a", HTTPS_PROXY="http://ann:correct-horse-9f3a@proxy"
+    )
     overrides = [*SQUEEZED, f"trainer.max_steps={STEPS}"]
     code, _, err = apertus(
         source, "train", "-q", "--run-dir", "run", *overrides, folder=tmp_path / "a", environment=ann
@@ -55,7 +57,7 @@ def test_a_relaunch_needs_nothing_but_the_record(cache: Path, tmp_path: Path) ->
     run = (tmp_path / "a" / "run").rename(tmp_path / "record")
     assert set(json.loads((run / "observed.json").read_bytes())) == set(TABLE)
     for path in run.rglob("*"):
-        assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
+        assert not path.is_file() or b"correct-horse-9f3a" not in path.read_bytes(), path
 
     # the source moves on, the recipes go away
     (source / "apertus_nemo" / "errors.py").write_text((source / "apertus_nemo" / "errors.py").read_text() + "# new\n")

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
-import site
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from apertus_nemo.record import software
-from apertus_nemo.record.software import NOT_PINNED, import_path, interpreter, packages
+from apertus_nemo.record.software import NOT_PINNED, interpreter, packages
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_packages_are_those_of_importlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and versions; the hashing of gigabytes is left out."""
     expected: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib.metadata.distributions(path=list(software.import_path())):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
         expected.setdefault(name, distribution.version)
     monkeypatch.setattr(software, "file_sha256", lambda path: "0" * 64)
@@ -159,11 +159,35 @@ def test_the_first_folder_of_the_path_wins(tmp_path: Path) -> None:
     assert packages(path) == {name: {"sha256": reason, "version": version} for name, version in versions.items()}
 
 
-def test_what_ranks_do_not_see_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    entries = ["", str(tmp_path), "/of/pythonpath", site.getusersitepackages(), "/of/python"]
-    monkeypatch.setattr(sys, "path", entries)
-    assert import_path({"PYTHONPATH": "/of/pythonpath:/other"}) == ["/of/python"]
+def test_packages_are_looked_for_where_ranks_import_from(tmp_path: Path) -> None:
+    """Neither PYTHONPATH nor the user's own nor the current folder, nor what a library has put on the path since."""
+    user = tmp_path / "home" / "lib" / "python3.11" / "site-packages"
+    install(user, "of_user")
+    install(tmp_path / "path", "of_path")
+    install(tmp_path / "cwd", "of_cwd")
+    install(tmp_path / "later", "of_later")
+    script = (
+        "import sys, json; from apertus_nemo.record import software; software.file_sha256 = lambda path: '0'\n"
+        f"sys.path.insert(0, {str(tmp_path / 'later')!r})\n"
+        "print(json.dumps([list(software.packages()), sys.path, software.import_path()]))"
+    )
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{tmp_path / 'path'}",
+        "PYTHONUSERBASE": str(tmp_path / "home"),
+        "PATH": "/bin",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path / "cwd",
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    found, path, used = json.loads(done.stdout)
+    assert "torch" in found
+    assert not [name for name in found if name.startswith("of-")]
+    assert set(used) < set(path)
 
 
 def test_every_tool_of_the_tests_is_among_what_is_not_pinned() -> None:
