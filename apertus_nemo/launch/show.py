@@ -18,6 +18,7 @@ class Display:
         self._bar: Any = None
         self._phase, self._phase_since, self._drawn = "", time.monotonic(), 0.0
         self._last_line = 0.0
+        self._before: int | None = None
 
     def phase(self, text: str) -> None:
         """Something that takes a while begins."""
@@ -63,14 +64,16 @@ class Display:
             print(f"warning: {text}", file=self._stream, flush=True)
 
     def _step(self, event: dict[str, Any]) -> None:
+        if self._before is None:  # steps that an earlier attempt did
+            self._before = event["step"] - 1
         rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
         figures = f"loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  {rate:,.0f} tokens/s"
         if not self._terminal:
             now = time.monotonic()
             last = event["step"] == event["steps"]
-            if last or event["step"] == 1 or now - self._last_line > 10:
+            if last or event["step"] == self._before + 1 or now - self._last_line > 10:
                 self._last_line = now
-                left = event["seconds"] / event["step"] * (event["steps"] - event["step"])
+                left = event["seconds"] / (event["step"] - self._before) * (event["steps"] - event["step"])
                 tail = "" if last else f"  {left:.0f} s left"
                 print(f"step {event['step']}/{event['steps']}  {figures}{tail}", file=self._stream, flush=True)
             return
@@ -79,7 +82,14 @@ class Display:
             from tqdm import tqdm
 
             layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {desc}  {remaining} left"
-            self._bar = tqdm(total=event["steps"], file=self._stream, bar_format=layout, dynamic_ncols=True, leave=True)
+            self._bar = tqdm(
+                total=event["steps"],
+                initial=self._before,
+                file=self._stream,
+                bar_format=layout,
+                dynamic_ncols=True,
+                leave=True,
+            )
         self._bar.set_description_str(figures, refresh=False)
         self._bar.update(event["step"] - self._bar.n)
 
