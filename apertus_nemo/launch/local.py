@@ -246,7 +246,7 @@ class _Ranks:
             step = "-" if begin.step is None else str(begin.step)
             attempt = [str(begin.directory.path.resolve()), str(begin.attempt), step, str(os.getpid())]
             worker = ["-m", "apertus_nemo.training.worker", *attempt]
-            with log.open("wb") as output:
+            with log.open("wb") as output, _signals_held():
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-P", *worker],  # -P: not the code that may lie in the current folder
@@ -288,6 +288,29 @@ class _Ranks:
     def done(self) -> bool:
         """All ranks ended well."""
         return all(process.poll() == 0 for process in self.processes)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Put signals off until the block is left: one that came between the start of a rank and its entry in the list
+    of what must be ended would leave that rank behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
