@@ -25,6 +25,7 @@ from apertus_nemo.audit.finding import Finding
 from apertus_nemo.audit.trees import File, Manifest, hash_files, read_manifest
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
+from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import (
     COPY,
@@ -41,6 +42,7 @@ from apertus_nemo.record.seal import END, SEAL, SEALED, Seal
 from apertus_nemo.record.step_log import SEGMENT_LINES
 
 _MAX_BYTES = 16 * 2**20  # of lock, observation, seal, or list of tensors
+_MAX_SEALED_BYTES = 128 * 2**20  # of a file that end.json or the lock names
 _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\Z")
 _STATE = re.compile(r"step-([0-9]{9})\.json\Z")
@@ -105,7 +107,7 @@ class _Verifier:
         self._seals: dict[str, Seal] = {}  # by the name of their file
         self._end: Seal | None = None
         self._chain = Chain()
-        self._copied: dict[str, str] = {}  # name -> SHA-256 that the copy's manifest gives
+        self._copied: dict[str, FileEntry] = {}  # what the manifest of a copy names
         self._hashes: dict[str, str] = {}  # name -> SHA-256 of small files that were read
 
     def run(self) -> Verification:
@@ -163,11 +165,10 @@ class _Verifier:
     def _read_copy_manifest(self) -> None:
         root = self._root
         if isinstance(root, RemotePath):
-            self._copied = {name: entry["sha256"] for name, entry in root.copy.files.items()}
+            self._copied = root.copy.files
         elif COPY in self._top:
             with self._blaming(COPY):
-                listed = manifest_from_bytes(self._bytes(COPY), what=COPY)
-                self._copied = {name: entry["sha256"] for name, entry in listed.items()}
+                self._copied = manifest_from_bytes(self._bytes(COPY), what=COPY)
 
     def _read_seals(self) -> None:
         numbers = [name for name in _names(self._root / "attempts") if _ATTEMPT.match(name)]
@@ -287,8 +288,10 @@ class _Verifier:
                 self._hash_one(file, digest, "the lock")
 
     def _hash_one(self, file: str, digest: str, witness: str) -> None:
+        if self._was_found(file):
+            return
         if file not in self._hashes:
-            found = next(hash_files(self._root, [file]))
+            found = next(hash_files(self._root, {file: _MAX_SEALED_BYTES}, at_most=True))
             if found.error:
                 self._find(file, found.error)
                 return
@@ -416,7 +419,10 @@ class _Verifier:
             self._find(f"{folder}/{name}", "is not in the manifest: it was added")
         for name in sorted(manifest.files.keys() - listed - set(others)):
             self._find(f"{folder}/{name}", "is missing, though the manifest names it")
-        for found in hash_files(self._root / folder, [name for name in manifest.files if name in listed]):
+        for found in hash_files(
+            self._root / folder,
+            {name: entry["size_bytes"] for name, entry in manifest.files.items() if name in listed},
+        ):
             self._one_of_manifest(folder, found, manifest)
         if len(result.findings) == before:
             result.checkpoints.append(step)
@@ -428,8 +434,6 @@ class _Verifier:
         self._result.size_bytes += found.size_bytes
         if found.error:
             self._find(name, found.error)
-        elif found.size_bytes != entry["size_bytes"]:
-            self._find(name, f"has {found.size_bytes} bytes, and the manifest says {entry['size_bytes']}")
         elif found.sha256 != entry["sha256"]:
             self._find(name, "has other bytes than the manifest says")
         else:
@@ -449,13 +453,13 @@ class _Verifier:
             for name in self._copied
             if name not in self._hashes and name not in blamed and not (name.startswith("steps/") and self._end)
         ]
-        for name in self._copied.keys() & self._hashes.keys() - blamed:
-            if self._hashes[name] != self._copied[name]:
+        for name in sorted((self._copied.keys() & self._hashes.keys()) - blamed):
+            if self._hashes[name] != self._copied[name]["sha256"]:
                 self._find(name, f"is not the one that {COPY} names")
-        for found in hash_files(self._root, sorted(pending)):
+        for found in hash_files(self._root, {name: self._copied[name]["size_bytes"] for name in sorted(pending)}):
             self._result.files += 1
             self._result.size_bytes += found.size_bytes
-            if found.error or found.sha256 != self._copied[found.name]:
+            if found.error or found.sha256 != self._copied[found.name]["sha256"]:
                 self._find(found.name, found.error or f"is not the one that {COPY} names")
         if isinstance(self._root, RemotePath):
             present = self._root.copy.listing()

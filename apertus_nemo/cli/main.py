@@ -25,6 +25,7 @@ VERBS = {
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 OUR_FAULT = 4
+_LONG_LINE = 2000  # characters
 
 
 def usage() -> str:
@@ -104,7 +105,9 @@ def _report(error: Exception) -> int:
 
     if isinstance(error, ApertusError) and error.exit_code != OUR_FAULT:
         for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"apertus-nemo: {line}", file=sys.stderr)
+            # A record or a file's name may come from anywhere: nothing of it drives, or floods, the terminal.
+            line = line if len(line) < _LONG_LINE else line[:_LONG_LINE] + " ..."
+            print(f"apertus-nemo: {line if line.isprintable() else ascii(line)[1:-1]}", file=sys.stderr)
         return error.exit_code
     import traceback
 

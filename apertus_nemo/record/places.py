@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,8 @@ COPY = "copy.json"  # manifest of a copy
 COPY_FORMAT = 1
 COPY_KIND = "apertus-nemo copy"
 MAX_COPY_BYTES = 64 * 2**20
+
+MAX_SHOWN = 500  # characters of one finding
 
 _BLOCK_BYTES = 2**20
 _T = TypeVar("_T")
@@ -298,5 +299,7 @@ def check_entry(name: str, entry: object, *, what: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text of a record for the terminal: one that comes from anywhere must not drive it."""
-    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", lambda m: ascii(m[0])[1:-1], text)
+    """A text of a record for the terminal, cut where it is long: one that comes from anywhere must not drive it."""
+    if len(text) > MAX_SHOWN:
+        text = text[: MAX_SHOWN - 4] + " ..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -52,7 +52,7 @@ class TensorDigest:
             raise InputError(f"{what}: the name {name!r} is not a string")
         if kind not in KINDS:
             raise InputError(f"{what}: {name}: kind {kind!r} is none of {', '.join(KINDS)}")
-        if dtype not in ELEMENT_BITS:
+        if not isinstance(dtype, str) or dtype not in ELEMENT_BITS:
             raise InputError(f"{what}: {name}: dtype {dtype!r} is none of {', '.join(ELEMENT_BITS)}")
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
             raise InputError(f"{what}: {name}: shape {shape!r} is not a list of sizes")

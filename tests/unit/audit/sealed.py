@@ -25,7 +25,15 @@ def small_state(number: int) -> StateDigest:
     return StateDigest.of(number, state(number).tensors[:4])
 
 
-def make_sealed(path: Path, *, finished: bool = True, steps: int = STEPS, pinned: RunLock | None = None) -> Path:
+def make_sealed(
+    path: Path,
+    *,
+    finished: bool = True,
+    steps: int = STEPS,
+    pinned: RunLock | None = None,
+    segment_lines: int = SEGMENT_LINES,
+    saved: tuple[int, ...] = SAVED,
+) -> Path:
     """A run directory of two attempts, with states, checkpoints and source; without its end if not `finished`."""
     archive, patch = b"an archive\n" * 20, b"a patch\n" * 5
     tree = dict((pinned or lock()).tree)
@@ -40,16 +48,16 @@ def make_sealed(path: Path, *, finished: bool = True, steps: int = STEPS, pinned
         (folder / "environment.json").write_text(f'{{"ATTEMPT": "{number}"}}\n')
         (folder / "rank-0.log").write_text("hello\n")
     header = StepLogHeader(pinned.digest, "1" * 32, sha256(observed))
-    with StepLogWriter.open(run.steps, header, segment_lines=SEGMENT_LINES) as log:
+    with StepLogWriter.open(run.steps, header, segment_lines=segment_lines) as log:
         for number in range(steps + 1):
             record = StepRecord(step=0) if number == 0 else step(number)
-            if number in (0, *SAVED):
+            if number in (0, *saved):
                 found = small_state(number)
                 run.state(number).write_bytes(found.to_bytes())
                 record = replace(record, state_digest=found.digest)
             log.append(record)
-            if number in SAVED:
-                write_seal(run.path, attempt=0 if number == 10 else 1, mark=log.mark())
+            if number in saved:
+                write_seal(run.path, attempt=0 if number == saved[0] else 1, mark=log.mark())
                 checkpoint(run.checkpoint(number), number)
         if finished:
             write_end(run.path, attempt=1, mark=log.mark())

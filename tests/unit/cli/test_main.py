@@ -55,10 +55,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("verb", "message"),
     [
         ("trin", "apertus-nemo: 'trin' is not a verb; did you mean train?\n"),
-        ("quux", "apertus-nemo: 'quux' is not a verb; there are train, show, data, relaunch, compare, verify\n"),
+        (
+            "quux",
+            "apertus-nemo: 'quux' is not a verb; there are train, show, data, relaunch, compare, verify, record\n",
+        ),
         (
             "--verbose",
-            "apertus-nemo: '--verbose' is not a verb; there are train, show, data, relaunch, compare, verify\n",
+            "apertus-nemo: '--verbose' is not a verb; there are train, show, data, relaunch, compare, verify, record\n",
         ),
     ],
 )
