@@ -51,7 +51,8 @@ def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], 
     run = tmp_path / "run"
     start = ["--run-dir", "run", *SETTINGS]
     with started([*TRAIN, *start], folder=tmp_path, environment=environment) as process:
-        wait_for(lambda: lines(run) >= 2 or process.poll() is not None, timeout_s=START_S, what="the first step")
+        # the second step is logged, so the launcher has heard of the first
+        wait_for(lambda: lines(run) >= 4 or process.poll() is not None, timeout_s=START_S, what="the second step")
         ranks = ranks_of(process.pid)
         for rank in ranks:  # the run stands still, so that neither it nor the second start can win a race
             os.kill(rank, signal.SIGSTOP)
