@@ -97,11 +97,12 @@ class _Run:
         file = self.root / "lock.json"
         if not file.is_file():
             raise InputError(f"{self.root} is not a run directory: it holds no {file.name}")
-        self.lock = RunLock.from_bytes(read(file, max_bytes=_MAX_LOCK_BYTES), what=str(file))
+        data = read(file, max_bytes=_MAX_LOCK_BYTES)
+        self.lock = RunLock.from_bytes(data, what=str(file))
         self.log = StepLogReader(self.root / "steps")
-        if self.log.header.lock_digest != self.lock.digest:
+        if self.log.header.lock_digest != sha256_hex(data):
             raise InputError(
-                f"{file}: its lock digest is {self.lock.digest}, but the step log was written under "
+                f"{file}: its lock digest is {sha256_hex(data)}, but the step log was written under "
                 f"{self.log.header.lock_digest}: the lock was changed or exchanged"
             )
         self.digests: dict[int, str] = {}  # step -> state digest, where one was taken

@@ -62,7 +62,7 @@ def read_manifest(data: bytes, *, what: str) -> Manifest:
 def hash_files(folder: AnyPath, sizes: Mapping[str, int], *, at_most: bool = False) -> Iterator[File]:
     """SHA-256 of files below `folder`, in the order of `sizes`, which gives the size that each must have.
 
-    `at_most`: or fewer bytes. A file of another size is not read further; like one that cannot be read it has an `error`.
+    `at_most`: or fewer bytes. A file of another size is read no further; it has an `error`, as one that cannot be read.
     """
     items = list(sizes.items())
     batches = [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]

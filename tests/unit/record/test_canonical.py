@@ -7,6 +7,7 @@ import math
 import struct
 
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,3 +138,28 @@ def test_unknown_is_recognised() -> None:
     assert is_unknown(unknown("no git"))
     assert not is_unknown({"unknown": "a", "b": 1})
     assert not is_unknown("unknown")
+
+
+@given(
+    st.recursive(
+        st.one_of(
+            st.none(), st.booleans(), st.integers(-(2**53) + 1, 2**53 - 1), st.floats(allow_nan=False), st.text()
+        ),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+        max_leaves=12,
+    ).filter(lambda value: "inf" not in repr(value)),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_quick_check_of_the_form_is_that_of_rfc8785(value: object, number: int) -> None:
+    """What is canonical is read; a byte more, or less, or another, is read only if that is canonical too."""
+    data = rfc8785.dumps(value)
+    assert rfc8785.dumps(loads_canonical(data, what="it")) == data
+    at = number % (len(data) + 1)
+    near = (data[:at] + data[at + 1 :], data[:at] + b" " + data[at:], data[:at] + b"0" + data[at:])
+    for other in (*near, data.replace(b"e-", b"e-0"), data.replace(b".", b".0"), data.replace(b"\\", b"\\u005c")):
+        try:
+            read = loads_canonical(other, what="it")
+        except InputError:
+            continue
+        assert rfc8785.dumps(read) == other
