@@ -39,6 +39,7 @@ from apertus_nemo.record.urls import is_url, local_path, without_credentials
 
 _BLOCK_BYTES = 2**20
 _PARTIAL = ".partial"
+_CURVES = "logs/"  # no part of a record; some tools keep links there
 _PROTOCOLS_WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # making one would make a bucket
 
 Progress = Callable[[str, int], None]  # name of a file, bytes copied so far in all
@@ -108,16 +109,18 @@ def _local(text: str) -> Path | None:
 
 
 def _names(run: Path, *, checkpoints: bool) -> list[str]:
-    """What a copy holds: every file, but what a crash left and the manifest of a copy that this is."""
+    """What a copy holds: every file of the record, but what a crash left and the manifest of a copy that this is."""
+    outside = (_CURVES,) if checkpoints else (_CURVES, "checkpoints/")
     found, others = files_below(run)
-    if others:
-        raise InputError(f"{run / others[0]} is neither a file nor a folder: a copy cannot hold it")
+    for name in others:
+        if not name.startswith(outside):
+            raise InputError(f"{run / name} is neither a file nor a folder: a copy cannot hold it")
     return [
         name
         for name in found
         if name != COPY
+        and not name.startswith(outside)
         and not any(part.endswith(_PARTIAL) for part in name.split("/"))
-        and (checkpoints or not name.startswith("checkpoints/"))
     ]
 
 

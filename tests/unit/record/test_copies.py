@@ -297,6 +297,17 @@ def test_links_are_refused(run: Path, tmp_path: Path) -> None:
         push(run, str(tmp_path / "copy"))
 
 
+def test_curves_stay_where_they_are(run: Path, tmp_path: Path) -> None:
+    before = content(run)
+    (run / "logs" / "wandb").mkdir(parents=True)
+    (run / "logs" / "wandb" / "latest-run").symlink_to("elsewhere")
+    (run / "logs" / "events").write_text("curves")
+    push(run, str(tmp_path / "copy"))
+    assert check(tmp_path / "copy").findings == []
+    pull(str(tmp_path / "copy"), tmp_path / "back")
+    assert content(tmp_path / "back") == before
+
+
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["record", "push", str(run), "memory://command/a", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
