@@ -10,12 +10,12 @@ Goals: help at most 150 ms over the bare start, show at most 1 s.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from figures import Figure, finish
 
 ROOT = Path(__file__).resolve().parents[1]
 CALL = "import sys; sys.path.insert(0, {root!r}); from apertus_nemo.cli.main import main; sys.exit(main({arguments!r}))"
@@ -32,12 +32,6 @@ def seconds(argv: list[str]) -> float:
     begin = time.perf_counter()
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, cwd="/")
     return time.perf_counter() - begin
-
-
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
 
 
 def measure(runs: int) -> dict[str, list[float]]:
@@ -61,16 +55,20 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="rounds (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    table = {name: spread(values) for name, values in measure(max(2, options.runs)).items()}
-    if options.json:
-        print(json.dumps(table, indent=2, sort_keys=True))
-    else:
-        for name, (low, middle, high) in table.items():
-            scale, unit = (1, "x") if "/" in name else (1000, "ms")
-            print(f"{name:12} {middle * scale:8.1f} {unit}   quartiles {low * scale:.1f} .. {high * scale:.1f}")
-    met = table["help - bare"][1] <= HELP_GOAL_S and table["show"][1] <= SHOW_GOAL_S
-    print(f"goals (help - bare <= 150 ms, show <= 1000 ms): {'met' if met else 'MISSED'}", file=sys.stderr)
-    return 0 if met else 1
+    found = measure(max(2, options.runs))
+    figures = [
+        Figure.of(
+            "`--help`, more than a bare Python", _ms(found["help - bare"]), unit="ms", at_most=HELP_GOAL_S * 1000
+        ),
+        Figure.of("`--help` over a bare Python", found["help / bare"], unit="x"),
+        Figure.of("`show`, in total", _ms(found["show"]), unit="ms", at_most=SHOW_GOAL_S * 1000),
+        Figure.of("`show` over a bare Python", found["show / bare"], unit="x"),
+    ]
+    return finish(figures, as_json=options.json)
+
+
+def _ms(seconds: list[float]) -> list[float]:
+    return [value * 1000 for value in seconds]
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ step of a run, through NeMo: data, Megatron, AdEMAMix, step log. Prints the rati
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from figures import Figure, finish
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,8 +41,8 @@ def peer_model(run: Any) -> Any:
     return ApertusForCausalLM(config).float().train()
 
 
-def main() -> None:
-    """Run and print."""
+def main() -> int:
+    """Run and print; 1 where the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
@@ -125,22 +125,14 @@ def main() -> None:
         train(run, directory, lock_digest="0" * 64, place=place, progress=Progress(None), callbacks=[Pairs()])
     skip = 5  # the first steps allocate; the last saves a checkpoint
     ratios = [theirs[i] / ours[i] for i in range(skip, len(ours) - 1)]
-    tokens = 8 * run.data.seq_length
-    figures = {
-        "ours_tokens_per_s": round(tokens / statistics.median(ours[skip:-1])),
-        "peer_tokens_per_s": round(tokens / statistics.median(theirs[skip:-1])),
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
-        "pairs": len(ratios),
-        "threads": options.threads,
-    }
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        print(f"ours {figures['ours_tokens_per_s']:,} tokens/s, ApertusForCausalLM {figures['peer_tokens_per_s']:,}")
-        low, high = figures["ratio_quartiles"]
-        print(f"ratio ours/peer: median {figures['ratio_median']}, quartiles {low} to {high}, {len(ratios)} pairs")
+    tokens, title = 8 * run.data.seq_length, f"tokens/s, float32, {options.threads} thread"
+    figures = [
+        Figure.of(f"{title}: ours", [tokens / seconds for seconds in ours[skip:-1]], unit="tokens/s"),
+        Figure.of(f"{title}: ApertusForCausalLM", [tokens / seconds for seconds in theirs[skip:-1]], unit="tokens/s"),
+        Figure.of(f"{title}: ours over ApertusForCausalLM", ratios, unit="x", at_least=1.0),
+    ]
+    return finish(figures, as_json=options.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

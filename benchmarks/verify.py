@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from figures import Figure, finish
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -102,29 +102,20 @@ def timed(action: Callable[[Path], None], folder: Path) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
-
-
-def measure(folder: Path, rounds: int) -> dict[str, tuple[float, float, float]]:
+def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     """Raw hashing and verification of one record, by turns."""
     for action in (raw, checked):  # fill the cache of the disk
         action(folder)
     pairs = [(timed(raw, folder), timed(checked, folder)) for _ in range(rounds)]
     return {
-        "raw, wall s": spread([one[0] for one, _ in pairs]),
-        "raw, cpu s": spread([one[1] for one, _ in pairs]),
-        "verify, wall s": spread([other[0] for _, other in pairs]),
-        "verify, cpu s": spread([other[1] for _, other in pairs]),
-        "verify / raw, wall": spread([other[0] / one[0] for one, other in pairs]),
-        "verify / raw, cpu": spread([other[1] / one[1] for one, other in pairs]),
+        "verify, cpu s": [other[1] for _, other in pairs],
+        "verify / raw, wall": [other[0] / one[0] for one, other in pairs],
+        "verify / raw, cpu": [other[1] / one[1] for one, other in pairs],
     }
 
 
 def main() -> int:
-    """Print the tables; 1 where a median misses its goal."""
+    """Print the figures; 1 where a median misses its goal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     parser.add_argument("--files", type=int, default=10_000, help="files of the record (default: 10000)")
@@ -135,21 +126,18 @@ def main() -> int:
     options = parser.parse_args()
     rounds = max(2, options.rounds)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        many = record(Path(name) / "many", steps=20, files=options.files, size_bytes=options.kib * 1024)
-        tables = {f"a record with {options.files:,} files of {options.kib} KiB": measure(many, rounds)}
-        long = record(Path(name) / "long", steps=options.steps, files=0, size_bytes=0)
-        tables[f"a log of {options.steps:,} steps"] = measure(long, rounds)
-    if options.json:
-        print(json.dumps(tables, indent=2, sort_keys=True))
-    else:
-        for title, table in tables.items():
-            print(title)
-            for label, (low, middle, high) in table.items():
-                print(f"  {label:20} {middle:7.3f}   quartiles {low:.3f} .. {high:.3f}")
-    files, log = tables.values()
-    met = files["verify / raw, wall"][1] <= RATIO_GOAL and log["verify, cpu s"][1] <= LOG_GOAL_S
-    print(f"goals (ratio <= {RATIO_GOAL}, log <= {LOG_GOAL_S:.0f} s): {'met' if met else 'MISSED'}", file=sys.stderr)
-    return 0 if met else 1
+        many = measure(
+            record(Path(name) / "many", steps=20, files=options.files, size_bytes=options.kib * 1024), rounds
+        )
+        log = measure(record(Path(name) / "long", steps=options.steps, files=0, size_bytes=0), rounds)
+    files, steps = f"{options.files:,} files of {options.kib} KiB", f"a log of {options.steps:,} steps"
+    figures = [
+        Figure.of(f"`verify`, {files}, over raw hashing", many["verify / raw, wall"], unit="x", at_most=RATIO_GOAL),
+        Figure.of(f"`verify`, {files}, over raw hashing, processor time", many["verify / raw, cpu"], unit="x"),
+        Figure.of(f"`verify`, {steps}, processor time", log["verify, cpu s"], unit="s", at_most=LOG_GOAL_S),
+        Figure.of(f"`verify`, {steps}, over raw hashing", log["verify / raw, wall"], unit="x"),
+    ]
+    return finish(figures, as_json=options.json)
 
 
 if __name__ == "__main__":

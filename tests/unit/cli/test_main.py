@@ -55,14 +55,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("verb", "message"),
     [
         ("trin", "apertus-nemo: 'trin' is not a verb; did you mean train?\n"),
-        (
-            "quux",
-            "apertus-nemo: 'quux' is not a verb; there are train, show, data, relaunch, compare, verify, record\n",
-        ),
-        (
-            "--verbose",
-            "apertus-nemo: '--verbose' is not a verb; there are train, show, data, relaunch, compare, verify, record\n",
-        ),
+        ("quux", f"apertus-nemo: 'quux' is not a verb; there are {', '.join(VERBS)}\n"),
+        ("--verbose", f"apertus-nemo: '--verbose' is not a verb; there are {', '.join(VERBS)}\n"),
     ],
 )
 def test_unknown_verb(verb: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
