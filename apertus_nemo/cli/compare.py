@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """0 identical, 1 different. A broken record leaves as InputError, wrong usage as SystemExit(2)."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from apertus_nemo.audit.compare import compare
     from apertus_nemo.audit.report import text, tree
 
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     return result.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo compare",
         description="Compare the records of two runs: identical, or the first differing step, value and tensor.",

@@ -13,11 +13,12 @@ from typing import Any
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     return _build(options) if options.verb == "build" else _verify(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(prog="apertus-nemo data", description="Build training data, and check it.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,verify}")
 

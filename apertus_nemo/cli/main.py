@@ -1,8 +1,8 @@
 """The command `apertus-nemo`: finds the verb, runs it, and turns errors into exit codes.
 
-A verb is a module of this package with `main(arguments) -> int`, imported only when it is called: the help must be
-there at once. Exit codes: 0 done, 1 the verdict is "different", 2 the user's input is wrong, 3 the environment cannot
-do it, 4 our own fault, 130 interrupted.
+A verb is a module of this package with `main(arguments) -> int` and `parser() -> ArgumentParser`, imported only when
+it is called: the help must be there at once. Exit codes: 0 done, 1 the verdict is "different", 2 the user's input is
+wrong, 3 the environment cannot do it, 4 our own fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
     "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
+    "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
 }
 
 INTERRUPTED = 130
@@ -51,6 +52,10 @@ options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line may go on
+        from apertus_nemo.cli.completion import answer
+
+        answer(os.environ.get("COMP_LINE", ""))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be text
     try:

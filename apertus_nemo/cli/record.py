@@ -12,7 +12,7 @@ from pathlib import Path
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from apertus_nemo.record.copies import pull, push
 
     # Clean up as after Ctrl-C.
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo record", description="Copy the record of a run, whole or not at all."
     )

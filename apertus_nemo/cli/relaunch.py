@@ -15,7 +15,7 @@ from apertus_nemo.errors import InputError
 
 def main(arguments: Sequence[str]) -> int:
     """0 identical, 1 different; 2 a broken record or wrong usage, 3 refused: something pinned is not as it was."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from apertus_nemo.audit.relaunch import Record, Refused
 
     record = Record.read(options.run)
@@ -101,7 +101,8 @@ def _run_dir(given: Path | None, config: Any) -> Path:
             raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo relaunch",
         description="Do a run again from its record alone, and compare: identical, or the first difference.",

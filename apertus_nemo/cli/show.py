@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -20,14 +21,19 @@ _WORDS_OF_YAML = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. InputError for a recipe that cannot be composed, or that could not run."""
-    parser = recipe_parser("show", "Print a recipe, resolved, and where each value came from.")
-    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     resolved = compose(overrides=options.overrides, recipe_dirs=options.recipes)
     sys.stdout.write(as_json(resolved) if options.json else as_text(resolved))
     sys.stdout.flush()
     check(resolved.config)  # after printing: the origins help to see what to change
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = recipe_parser("show", "Print a recipe, resolved, and where each value came from.")
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return parser
 
 
 def derived(config: RunConfig) -> dict[str, Any]:

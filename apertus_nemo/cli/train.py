@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -24,6 +25,26 @@ EPILOG = """\
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Everything is composed and checked before the first run starts."""
+    options = parser().parse_intermixed_args(arguments)
+    if options.resume is not None:
+        if options.overrides or options.recipes or options.run_dir is not None or options.multirun:
+            raise InputError(
+                "--resume takes everything from the lock of the run: give no recipe, override or --run-dir"
+            )
+        _train(None, options.resume, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
+        return 0
+    members = _members(options.overrides, options.multirun, options.recipes)
+    resolved = [_checked(member, options.recipes, len(members)) for member in members]
+    for number, member in enumerate(resolved):
+        if len(resolved) > 1 and not options.quiet:
+            print(f"run {number + 1} of {len(resolved)}: {' '.join(member.overrides)}", file=sys.stderr, flush=True)
+        run_dir = _run_dir(options.run_dir, member, number if len(resolved) > 1 else None)
+        _train(member, run_dir, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = recipe_parser("train", "Train a recipe on this machine.", EPILOG)
     parser.add_argument(
         "--run-dir",
@@ -40,22 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="report as JSON lines, for machines")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
-    options = parser.parse_intermixed_args(arguments)
-    if options.resume is not None:
-        if options.overrides or options.recipes or options.run_dir is not None or options.multirun:
-            raise InputError(
-                "--resume takes everything from the lock of the run: give no recipe, override or --run-dir"
-            )
-        _train(None, options.resume, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
-        return 0
-    members = _members(options.overrides, options.multirun, options.recipes)
-    resolved = [_checked(member, options.recipes, len(members)) for member in members]
-    for number, member in enumerate(resolved):
-        if len(resolved) > 1 and not options.quiet:
-            print(f"run {number + 1} of {len(resolved)}: {' '.join(member.overrides)}", file=sys.stderr, flush=True)
-        run_dir = _run_dir(options.run_dir, member, number if len(resolved) > 1 else None)
-        _train(member, run_dir, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
-    return 0
+    return parser
 
 
 def _members(overrides: list[str], multirun: bool, recipe_dirs: list[Path]) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """0 whole, 1 changed. What is no record leaves as InputError, wrong usage as SystemExit(2)."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from apertus_nemo.audit.verify import verify
     from apertus_nemo.audit.verify_report import text, tree
 
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     return result.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo verify",
         description="Verify the record of a run: every file is as it was written, and nothing is missing or too much.",
