@@ -24,6 +24,7 @@ from apertus_nemo.audit.compare import planned_steps
 from apertus_nemo.audit.finding import Finding
 from apertus_nemo.audit.trees import File, Manifest, hash_files, read_manifest
 from apertus_nemo.errors import InputError
+from apertus_nemo.record.attempts import FINISHED, OUTCOME, STOPPED, outcome_from_bytes
 from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
 from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.lock import RunLock
@@ -118,6 +119,7 @@ class _Verifier:
         self._lock()
         self._observed()
         self._sealed_files()
+        self._outcomes()
         self._states()
         self._checkpoints()
         self._copy()
@@ -331,6 +333,26 @@ class _Verifier:
             else:
                 self._find(file, f"is missing, though {END} names it")
 
+    def _outcomes(self) -> None:
+        """How attempts ended: each is an outcome of this run, and says nothing that the log does not bear out."""
+        for name in (name for name in _names(self._root / "attempts") if _ATTEMPT.match(name)):
+            file = f"attempts/{name}/{OUTCOME}"
+            if not self._exists(file) or self._was_found(file):
+                continue
+            with self._blaming(file):
+                outcome = outcome_from_bytes(self._bytes(file), what=file, attempt=int(name))
+                last = self._chain.last_step or 0
+                if outcome.cause == FINISHED and END not in self._top:
+                    self._find(END, f"is missing, though {file} says that the run finished: it was removed")
+                elif outcome.cause in (FINISHED, STOPPED) and (outcome.step or 0) > last and not self._result.findings:
+                    # Of other causes the last lines may have been lost with the machine: they were not durable.
+                    self._find(file, f"says that step {outcome.step} was done, and the log ends at step {last}")
+            if self._end is not None and file not in self._end.files:
+                if int(name) < self._end.attempt:
+                    self._find(file, f"was added after {END} was written")
+                else:
+                    self._result.not_checked.append(f"{file}: written after {END}, so no digest covers it")
+
     def _states(self) -> None:
         chain, result = self._chain, self._result
         logged, present = chain.states, set()
@@ -489,7 +511,7 @@ class _Verifier:
             outputs = 0  # files that no digest covers
             for number in _names(self._root / "attempts"):
                 inner = _names(self._root / "attempts" / number)
-                outputs += len(set(inner) - {SEAL, "environment.json", "observed.json"})
+                outputs += len(set(inner) - {SEAL, OUTCOME, "environment.json", "observed.json"})
             if outputs:
                 skipped.append(f"output of the ranks and the like: {outputs} files in attempts/")
             for name in sorted(self._top - {"steps", "states", "attempts", "checkpoints", COPY, END, *_FOR_READING}):

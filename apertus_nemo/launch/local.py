@@ -27,6 +27,7 @@ from typing import Any
 import apertus_nemo
 from apertus_nemo.data import manifest
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
+from apertus_nemo.launch.account import Account, Ending, signals_held
 from apertus_nemo.launch.environment import rank_environment, secrets
 from apertus_nemo.launch.resume import claimed, last_line, look_at, planned_steps, read_lock, refuse_other_run
 from apertus_nemo.launch.show import Display
@@ -34,6 +35,7 @@ from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.typed import from_tree
+from apertus_nemo.record.attempts import FAILED, KILLED
 from apertus_nemo.record.lock import RELAUNCH, PinnedData, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
@@ -246,7 +248,7 @@ class _Ranks:
             step = "-" if begin.step is None else str(begin.step)
             attempt = [str(begin.directory.path.resolve()), str(begin.attempt), step, str(os.getpid())]
             worker = ["-m", "apertus_nemo.training.worker", *attempt]
-            with log.open("wb") as output, _signals_held():
+            with log.open("wb") as output, signals_held():
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-P", *worker],  # -P: not the code that may lie in the current folder
@@ -290,29 +292,6 @@ class _Ranks:
         return all(process.poll() == 0 for process in self.processes)
 
 
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Put signals off until the block is left: one that came between the start of a rank and its entry in the list
-    of what must be ended would leave that rank behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for late in came:
-            signal.raise_signal(late)
-
-
 def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
     path.write_text(json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
 
@@ -325,8 +304,12 @@ def run_ranks(run: RunConfig, start: Start, *, display: Display) -> Summary:
     """
     began = time.monotonic()
     wish = _Wish()
-    with wish.heard(), contextlib.closing(display), _Ranks(run, start) as ranks:
-        last = _follow(ranks, display, wish)
+    hidden = secrets(run, os.environ).values()
+    account = Account(start.directory, start.attempt, secrets=hidden, warn=display.warning)
+    with wish.heard(), contextlib.closing(display), account.kept():
+        with _Ranks(run, start) as ranks:
+            last = _follow(ranks, display, wish, account)
+        account.stopped = wish.stopped
     seconds, planned = time.monotonic() - began, planned_steps(run)
     outcome = "stopped" if wish.stopped else "done"
     if not last:  # all steps were done, but the end was not written yet
@@ -370,7 +353,7 @@ class _Wish:
                 signal.signal(number, handler)
 
 
-def _follow(ranks: _Ranks, display: Display, wish: _Wish) -> dict[str, Any]:
+def _follow(ranks: _Ranks, display: Display, wish: _Wish, account: Account) -> dict[str, Any]:
     """Show what the ranks report until all are done; the last step's event."""
     last: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
@@ -394,32 +377,37 @@ def _follow(ranks: _Ranks, display: Display, wish: _Wish) -> dict[str, Any]:
                     wish.stopped = wish.stopped or event["event"] == "stopped"
                     if event["event"] == "error":
                         errors.append(event)
+                    account.event(event)
                     if event["event"] != "stopped":  # the command says so at the end
                         display.event(event)
                 continue
             if not open_pipe:
                 time.sleep(0.02)
             display.tick()
+            account.tick()
             if ranks.done():
                 return last
             failed = ranks.failed()
             if failed is not None:
                 deadline = deadline or time.monotonic() + (0.5 if errors else _GRACE_S)
                 if errors or ranks.killed(failed, beside_errors=bool(errors)) or time.monotonic() > deadline:
-                    raise _failure(ranks, failed, errors)
+                    error, account.ending = _failure(ranks, failed, errors)
+                    raise error
 
 
-def _failure(ranks: _Ranks, failed: int, errors: list[dict[str, Any]]) -> ApertusError:
+def _failure(ranks: _Ranks, failed: int, errors: list[dict[str, Any]]) -> tuple[ApertusError, Ending]:
     """What ended the run: a killed rank before the errors of those that lost it, else the first error."""
     code = ranks.processes[failed].returncode
     if ranks.killed(failed, beside_errors=bool(errors)) or not errors:
         how = f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
-        return UnfitEnvironment(f"rank {failed} {how}; the other ranks were stopped; see {ranks.logs[failed]}")
+        error = UnfitEnvironment(f"rank {failed} {how}; the other ranks were stopped; see {ranks.logs[failed]}")
+        return error, Ending(KILLED, failed, -code) if code < 0 else Ending(FAILED, failed)
     first = errors[0]
+    ending = Ending(FAILED, first["rank"])
     kind = {1: Differs, 2: InputError, 3: UnfitEnvironment}.get(first["exit_code"])
     if kind is not None:
-        return kind(first["message"])
-    return ApertusError(f"{first['message']} (rank {first['rank']}; see {ranks.logs[first['rank']]})")
+        return kind(first["message"]), ending
+    return ApertusError(f"{first['message']} (rank {first['rank']}; see {ranks.logs[first['rank']]})"), ending
 
 
 def _signal_name(number: int) -> str:

@@ -35,7 +35,7 @@ _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-[0-9]{9}\Z")
 SEALED = re.compile(
     r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+"
-    r"|attempts/[0-9]{3,6}/(?:environment|observed|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
+    r"|attempts/[0-9]{3,6}/(?:environment|observed|outcome|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
 )
 
 
@@ -137,6 +137,11 @@ def _sealed(folder: Path) -> list[str]:
         for parent, pattern, file in (
             ("attempts", _ATTEMPT, "environment.json"),
             ("attempts", _ATTEMPT, "observed.json"),
+            (
+                "attempts",
+                _ATTEMPT,
+                "outcome.json",
+            ),  # of earlier attempts: this one's is written when the ranks are gone
             ("attempts", _ATTEMPT, SEAL),
             ("checkpoints", _CHECKPOINT, "manifest.json"),
         ):

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from apertus_nemo.audit.compare import compare
+from apertus_nemo.audit.finding import Finding
 from apertus_nemo.audit.verify import Verification
 from apertus_nemo.audit.verify import verify as verify_record
 from apertus_nemo.audit.verify_report import text
 from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
+from apertus_nemo.record.attempts import Outcome, write_outcome
 from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_log import StepLogHeader, StepLogWriter
 from tests.golden.test_record import RUN as GOLDEN
 from tests.unit.audit.sealed import SEGMENT_LINES, make_sealed, sha256
@@ -291,3 +294,41 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         }
     ]
     assert told["verdict"] == "changed"
+
+
+def test_outcomes_of_attempts(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run", finished=False)
+    write_outcome(run, 0, Outcome("killed", "rank 1 was killed by signal 9", 3, step=99, rank=1, signal=9))
+    write_outcome(run, 1, Outcome("stopped", "as asked", 0, step=20))
+    assert verify(run).findings == [], "of a killed attempt, lines may be lost with the machine"
+    write_outcome(run, 1, Outcome("stopped", "as asked", 0, step=21))
+    [finding] = verify(run).findings
+    assert finding == Finding("attempts/001/outcome.json", "says that step 21 was done, and the log ends at step 20")
+    write_outcome(run, 1, Outcome("finished", "finished at step 20", 0, step=20))
+    [finding] = verify(run).findings
+    assert finding.file == "end.json"
+    assert finding.what == "is missing, though attempts/001/outcome.json says that the run finished: it was removed"
+    (run / "attempts" / "001" / "outcome.json").write_bytes(b"{}")
+    assert verify(run).findings == [Finding("attempts/001/outcome.json", "is not the outcome of an attempt")]
+
+
+def test_the_end_covers_the_outcomes_of_earlier_attempts(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run", finished=False)
+    write_outcome(run, 0, Outcome("killed", "rank 1 was killed by signal 9", 3))
+    header = StepLogHeader(sha256((run / "lock.json").read_bytes()), "1" * 32, "0" * 64)
+    with StepLogWriter.open(run / "steps", header, segment_lines=SEGMENT_LINES) as log:
+        write_end(run, attempt=1, mark=log.mark())
+    write_outcome(run, 1, Outcome("finished", "finished at step 20", 0, step=20))
+    result = verify(run)
+    assert (result.findings, result.finished) == ([], True)
+    assert "attempts/001/outcome.json: written after end.json, so no digest covers it" in result.not_checked
+    write_outcome(run, 0, Outcome("killed", "rank 0 was killed by signal 9", 3))
+    assert verify(run).findings == [
+        Finding("attempts/000/outcome.json", "is not the one that end.json names: it was changed or exchanged")
+    ]
+
+
+def test_an_outcome_that_was_added_to_an_early_record(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run")
+    write_outcome(run, 0, Outcome("stopped", "as asked", 0))
+    assert verify(run).findings == [Finding("attempts/000/outcome.json", "was added after end.json was written")]

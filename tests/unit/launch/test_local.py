@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from apertus_nemo.launch.local import _signals_held
+from apertus_nemo.launch.account import signals_held
 
 
 class Heard(Exception):
@@ -15,7 +15,7 @@ class Heard(Exception):
 
 def start(done: list[str], number: signal.Signals) -> None:
     """What is held together: the signal comes in the middle of it."""
-    with _signals_held():
+    with signals_held():
         signal.raise_signal(number)
         done.append(number.name)
 
