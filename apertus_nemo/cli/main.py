@@ -21,6 +21,7 @@ VERBS = {
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
     "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
     "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
+    "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),
 }
 
 INTERRUPTED = 130

@@ -20,6 +20,7 @@ FLOORS = (
     "errors",
     "recipe",
     "record",
+    "image",
     "data",
     "model",
     "optim",

@@ -1,0 +1,52 @@
+"""`apertus-nemo image ...`: finds the subcommand, which is a module that is imported only when it is called.
+
+A subcommand is a module with `main(arguments) -> int`; see docs/image.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+# subcommand -> (module, one line of help)
+SUBCOMMANDS = {
+    "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
+    if not arguments:
+        sys.stderr.write(usage())
+        return 2
+    name, *rest = arguments
+    if name in ("--help", "-h", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if name not in SUBCOMMANDS:
+        from difflib import get_close_matches
+
+        from apertus_nemo.errors import InputError
+
+        near = get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
+        raise InputError(f"image: {name!r} is not a subcommand; {hint}")
+    from importlib import import_module
+
+    code: int = import_module(SUBCOMMANDS[name][0]).main(rest)
+    return code
+
+
+def usage() -> str:
+    """The help of the verb itself."""
+    width = max(map(len, SUBCOMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in SUBCOMMANDS.items())
+    return f"""usage: apertus-nemo image SUBCOMMAND ...
+
+Container images: what they hold, pinned by digest, and as files that Enroot, Pyxis and the Container Engine start.
+
+subcommands:
+{lines}
+
+`apertus-nemo image SUBCOMMAND --help` explains one.
+"""

@@ -1,0 +1,81 @@
+"""`apertus-nemo image inspect`; see docs/image.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apertus_nemo.image.layout import Image
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand; 0 when done."""
+    options = _parser().parse_args(arguments)
+    from pathlib import Path
+
+    from apertus_nemo.image.layout import Layout
+    from apertus_nemo.image.oci import Platform
+
+    platform = Platform.parse(options.platform) if options.platform else Platform.of_machine(os.uname().machine)
+    folder, _, name = options.image.removeprefix("oci:").partition(":")
+    image = Layout.open(Path(folder)).image(platform, name or None)
+    if options.json:
+        print(json.dumps(tree(image), indent=2, sort_keys=True))
+    else:
+        print_image(options.image, image)
+    return 0
+
+
+def tree(image: Image) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "config_digest": image.manifest.config.digest,
+        "entrypoint": list(image.config.entrypoint),
+        "command": list(image.config.command),
+        "environment": list(image.config.environment),
+        "index_digest": image.index.digest if image.index else None,
+        "labels": dict(image.config.labels),
+        "layers": [
+            {"compression": kind, "diff_id": diff, "digest": layer.digest, "size_bytes": layer.size_bytes}
+            for layer, kind, diff in zip(image.manifest.layers, image.compressions, image.config.diff_ids, strict=True)
+        ],
+        "manifest_digest": image.descriptor.digest,
+        "platform": str(image.config.platform),
+        "size_bytes": image.size_bytes,
+        "user": image.config.user,
+        "working_dir": image.config.working_dir,
+    }
+
+
+def print_image(name: str, image: Image) -> None:
+    """What a person reads."""
+    print(f"{name} for {image.config.platform}: {len(image.manifest.layers)} layers, {image.size_bytes:,} bytes")
+    print(f"  manifest digest {image.descriptor.digest}")
+    if image.index:
+        print(f"  index digest    {image.index.digest}")
+    print(f"  config digest   {image.manifest.config.digest}")
+    for layer, kind in zip(image.manifest.layers, image.compressions, strict=True):
+        print(f"  layer {layer.digest}  {layer.size_bytes:>14,} bytes  {kind}")
+    for key, value in sorted(image.config.labels.items()):
+        print(f"  label {key}={printable(value)}")
+    for line in image.config.environment:
+        print(f"  env   {printable(line)}")
+
+
+def printable(text: str) -> str:
+    """`text` without what would drive a terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo image inspect", description="Print what an image is, without fetching its layers."
+    )
+    parser.add_argument("image", metavar="IMAGE", help="an OCI image layout: FOLDER or FOLDER:TAG")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="which of an index (default: this machine's)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

@@ -1,0 +1,1 @@
+"""Images: references, OCI manifests, registries, and squashfs files made from them."""
