@@ -1,12 +1,16 @@
 """`apertus-nemo image ...`: finds the subcommand, which is a module that is imported only when it is called.
 
-A subcommand is a module with `main(arguments) -> int`; see docs/image.md.
+A subcommand is a module with `main(arguments) -> int` and `parser()`; see docs/image.md.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 # subcommand -> (module, one line of help)
 SUBCOMMANDS = {
@@ -35,6 +39,19 @@ def main(arguments: Sequence[str]) -> int:
 
     code: int = import_module(SUBCOMMANDS[name][0]).main(rest)
     return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of all subcommands, for completion: every one of them is imported."""
+    import argparse
+    from importlib import import_module
+
+    whole = argparse.ArgumentParser(prog="apertus-nemo image")
+    subcommands = whole.add_subparsers(dest="subcommand")
+    for name, (module, text) in SUBCOMMANDS.items():
+        part = subcommands.add_parser(name, help=text)
+        part.__dict__.update(import_module(module).parser().__dict__)
+    return whole
 
 
 def usage() -> str:

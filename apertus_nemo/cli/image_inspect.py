@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand; 0 when done."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     from pathlib import Path
 
     from apertus_nemo.image.layout import Layout
@@ -71,11 +71,12 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
         prog="apertus-nemo image inspect", description="Print what an image is, without fetching its layers."
     )
-    parser.add_argument("image", metavar="IMAGE", help="an OCI image layout: FOLDER or FOLDER:TAG")
-    parser.add_argument("--platform", metavar="OS/ARCH", help="which of an index (default: this machine's)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    options.add_argument("image", metavar="IMAGE", help="an OCI image layout: FOLDER or FOLDER:TAG")
+    options.add_argument("--platform", metavar="OS/ARCH", help="which of an index (default: this machine's)")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    return options
