@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,8 @@ def load(folder: Path) -> Manifest:
         raise InputError(f"{folder / MANIFEST} is not the manifest of a corpus ({error}): build it again") from None
 
 
-def verify(folder: Path) -> Manifest:
-    """Read every byte of a built corpus and hold it against the manifest.
+def verify(folder: Path, *, read: Callable[[], None] = lambda: None) -> Manifest:
+    """Read every byte of a built corpus and hold it against the manifest; `read` is called once a block.
 
     Raises:
         InputError: the folder is not a built corpus.
@@ -148,7 +148,7 @@ def verify(folder: Path) -> Manifest:
         if path not in named:
             raise Differs(f"{folder / path}: the manifest does not name this file; remove it or build the corpus again")
     for entry in manifest.files:
-        _check_file(folder / entry.path, entry)
+        _check_file(folder / entry.path, entry, read)
     _check_index(folder, manifest)
     return manifest
 
@@ -173,13 +173,14 @@ def check_against_model(manifest: Manifest, run: RunConfig) -> None:
         )
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """(size in bytes, SHA-256) of a file, read as a stream."""
+def hash_file(path: Path, *, read: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """(size in bytes, SHA-256) of a file, read as a stream; `read` is called once a block."""
     size, state = 0, hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             size += len(block)
             state.update(block)
+            read()
     return size, state.hexdigest()
 
 
@@ -190,9 +191,9 @@ def _files_below(folder: Path) -> Iterator[str]:
             yield name
 
 
-def _check_file(path: Path, entry: FileEntry) -> None:
+def _check_file(path: Path, entry: FileEntry, read: Callable[[], None]) -> None:
     try:
-        size, actual = hash_file(path)
+        size, actual = hash_file(path, read=read)
     except FileNotFoundError:
         raise Differs(f"{path}: missing, but the manifest names it") from None
     except OSError as error:

@@ -29,13 +29,14 @@ from apertus_nemo.data import manifest
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.launch.account import Account, Ending, signals_held
 from apertus_nemo.launch.environment import rank_environment, secrets
+from apertus_nemo.launch.heartbeat import Board, Watch, examine
 from apertus_nemo.launch.resume import claimed, last_line, look_at, planned_steps, read_lock, refuse_other_run
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.typed import from_tree
-from apertus_nemo.record.attempts import FAILED, KILLED
+from apertus_nemo.record.attempts import FAILED, HUNG, KILLED
 from apertus_nemo.record.lock import RELAUNCH, PinnedData, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
@@ -207,11 +208,12 @@ class _Ranks:
     """The processes of one attempt; killed with their process groups on the way out."""
 
     def __init__(self, run: RunConfig, start: Start) -> None:
-        self._run, self._begin = run, start
+        self.run, self._begin = run, start
         folder = start.directory.attempt(start.attempt)
         self.logs = [folder / f"rank-{rank}.log" for rank in range(run.world_size)]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.reading = -1
+        self.board = Board(run.world_size)
 
     def __enter__(self) -> _Ranks:
         self.reading, writing = os.pipe()
@@ -229,20 +231,21 @@ class _Ranks:
         folder = begin.directory.attempt(begin.attempt)
         rendezvous = folder / "rendezvous"
         rendezvous.unlink(missing_ok=True)
-        base = rank_environment(self._run, os.environ)
+        base = rank_environment(self.run, os.environ)
         for rank, log in enumerate(self.logs):
             environment = {
                 **base,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self._run.world_size),
+                "WORLD_SIZE": str(self.run.world_size),
                 "APERTUS_CORPUS": str(begin.corpus),
                 "APERTUS_INDEX_CACHE": str(begin.cache / "index"),
                 "APERTUS_RENDEZVOUS": str(rendezvous),
                 "APERTUS_PROGRESS_FD": str(writing),
+                "APERTUS_HEARTBEAT_FD": str(self.board.descriptor),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
             }
-            hidden = secrets(self._run, os.environ) if rank == 0 else {}
+            hidden = secrets(self.run, os.environ) if rank == 0 else {}
             if rank == 0:
                 _write_environment(folder / "environment.json", {**environment, **dict.fromkeys(hidden, "(secret)")})
             step = "-" if begin.step is None else str(begin.step)
@@ -256,7 +259,7 @@ class _Ranks:
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=output,
-                        pass_fds=(writing, begin.claim),
+                        pass_fds=(writing, begin.claim, self.board.descriptor),
                         start_new_session=True,
                     )
                 )
@@ -270,6 +273,21 @@ class _Ranks:
         for process in self.processes:
             process.wait()
         os.close(self.reading)
+        self.board.close()
+
+    def alive(self) -> list[int]:
+        """Ranks that have not ended."""
+        return [rank for rank, process in enumerate(self.processes) if process.poll() is None]
+
+    def hang(self, silence: float, why: str = "") -> tuple[ApertusError, Ending]:
+        """The error of a run whose ranks are silent; their stacks are in their logs then."""
+        pids = [process.pid for process in self.processes]
+        hang = examine(self.board, pids, self.logs, alive=self.alive())
+        error = UnfitEnvironment(
+            f"rank {hang.rank} hangs {hang.place}: no rank went on for {silence:.0f} s{why}; {hang.where}; the stacks "
+            f"of all ranks are in {self.logs[hang.rank].parent}/rank-*.log; the run was ended and can be resumed"
+        )
+        return error, Ending(HUNG, hang.rank)
 
     def failed(self) -> int | None:
         """The first rank that ended with an error, or None; one that was killed before those that missed it."""
@@ -358,6 +376,8 @@ def _follow(ranks: _Ranks, display: Display, wish: _Wish, account: Account) -> d
     last: dict[str, Any] = {}
     errors: list[dict[str, Any]] = []
     pending, open_pipe, deadline, asked = b"", True, None, False
+    settings = ranks.run.trainer
+    watch = Watch(ranks.board, timeout_s=settings.heartbeat_timeout_s, now=time.monotonic())
     with selectors.DefaultSelector() as selector:
         selector.register(ranks.reading, selectors.EVENT_READ)
         while True:
@@ -365,6 +385,10 @@ def _follow(ranks: _Ranks, display: Display, wish: _Wish, account: Account) -> d
                 asked = True
                 ranks.ask_to_stop()
                 display.phase("stopping after this step")
+            silence = watch.quiet(time.monotonic(), ranks.alive())
+            if silence is not None:
+                error, account.ending = ranks.hang(silence)
+                raise error
             if open_pipe and selector.select(timeout=0.1):
                 chunk = os.read(ranks.reading, 65536)
                 open_pipe = bool(chunk)
@@ -391,6 +415,12 @@ def _follow(ranks: _Ranks, display: Display, wish: _Wish, account: Account) -> d
             if failed is not None:
                 deadline = deadline or time.monotonic() + (0.5 if errors else _GRACE_S)
                 if errors or ranks.killed(failed, beside_errors=bool(errors)) or time.monotonic() > deadline:
+                    silence, others = watch.silence(time.monotonic(), ranks.alive()), ranks.alive()
+                    if others and silence >= 0.9 * settings.collective_timeout_s:
+                        # The rank that ended had waited in vain for another one.
+                        why = f", and rank {failed} gave up waiting"
+                        error, account.ending = ranks.hang(silence, why)
+                        raise error
                     error, account.ending = _failure(ranks, failed, errors)
                     raise error
 

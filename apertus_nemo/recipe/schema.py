@@ -121,6 +121,7 @@ class TrainerConfig:
     max_steps: int | None = None  # stop after so many steps; the schedules do not move
     checkpoint_every_steps: int = 0  # 0: only at the end
     collective_timeout_s: int = 600  # a collective that takes longer ends the run
+    heartbeat_timeout_s: int = 300  # no rank goes on for longer in a step: the run is ended; 0: never
     tensorboard: bool = True  # curves in the run directory, under logs/tensorboard
     wandb: str | None = None  # curves for Weights & Biases: "offline" (kept under logs/wandb), or "online"
     wandb_project: str = "apertus-nemo"  # project of Weights & Biases

@@ -135,6 +135,7 @@ ALLOWED: dict[str, Allowed] = {
     "trainer.max_steps": Allowed("it counts steps; null runs to the end", low=1, high=1 << 40),
     "trainer.checkpoint_every_steps": _STEPS,
     "trainer.collective_timeout_s": Allowed("ranks must not wait for a dead one for ever", low=1, high=86400),
+    "trainer.heartbeat_timeout_s": Allowed("it bounds the silence of ranks; 0 turns it off", low=0, high=604800),
     "trainer.tensorboard": _SWITCH,
     "trainer.wandb": _choice("curves are stored here or uploaded; null does neither", "offline", "online"),
     "trainer.wandb_project": Allowed("it names a project"),

@@ -20,6 +20,7 @@ from apertus_nemo.model.attention import document_borders
 from apertus_nemo.model.config import build_model, transformer_config_kwargs
 from apertus_nemo.optim.module import ApertusOptimizerModule
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.training.heartbeat import Heart
 
 Batch = dict[str, torch.Tensor]
 
@@ -36,6 +37,7 @@ class ApertusModule(pl.LightningModule):
         self._loss_reduction = MaskedTokenLossReduction()
         self.values: dict[str, Any] = {}
         self.sample_digests: list[bytes] = []
+        self.heart = Heart()
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's part of the model and fill it from (seed, published name)."""
@@ -54,6 +56,7 @@ class ApertusModule(pl.LightningModule):
         Every pipeline stage reads it. Where documents do not see each other, `borders` is what the attention of
         each layer needs (`model/attention.py`); it stays on the host.
         """
+        self.heart.beat()
         item = next(batches)
         batch: Batch = item[0] if isinstance(item, tuple) else item
         for row in range(batch["tokens"].shape[0]):

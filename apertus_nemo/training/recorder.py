@@ -26,6 +26,8 @@ from apertus_nemo.record.seal import write_seal
 from apertus_nemo.record.state import StateDigest
 from apertus_nemo.record.step_log import StepLogWriter, StepRecord
 from apertus_nemo.training.checkpoint import save_checkpoint
+from apertus_nemo.training.heartbeat import FIRST_STEP as FIRST
+from apertus_nemo.training.heartbeat import SAVING, STEP, Heart
 from apertus_nemo.training.module import ApertusModule
 from apertus_nemo.training.progress import FIRST_STEP, Progress
 from apertus_nemo.training.state import state_digest
@@ -47,8 +49,10 @@ class Recorder(pl.Callback):
         log: StepLogWriter | None,
         progress: Progress,
         stop: Stop | None = None,
+        heart: Heart | None = None,
     ) -> None:
         """`log` is None on every rank but the first; `stop` None on all or on no rank."""
+        self._heart = heart or Heart()
         self._run = run
         self._plan = BatchPlan.from_config(run)
         self._directory = directory
@@ -72,6 +76,7 @@ class Recorder(pl.Callback):
         step = trainer.global_step
         if self._stop is not None:
             self._stop.listen()  # in the place of Lightning's handler, which would raise after the step
+        self._heart.beat(SAVING, step)  # digesting takes as long as saving does
         state = state_digest(trainer, self._run, step)
         if step == 0:
             self._write(StepRecord(step=0), state)
@@ -79,11 +84,13 @@ class Recorder(pl.Callback):
             self._compare(state)
         self._consumed = self._plan.consumed_samples(step)
         self._progress.send("phase", text=FIRST_STEP)
+        self._heart.beat(FIRST, step + 1)
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Set learning rate, alpha and beta3 of the step that begins."""
         step = trainer.global_step + 1
+        self._heart.beat(step=step)
         assert isinstance(pl_module, ApertusModule)
         pl_module.values.clear()
         pl_module.sample_digests.clear()
@@ -93,6 +100,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Log the step; digest and save where due."""
         step = trainer.global_step
+        self._heart.beat(STEP)
         first, size = self._plan.batch_at(step)
         assert isinstance(pl_module, ApertusModule)
         read = len(pl_module.sample_digests) * self._run.data_parallel_size
@@ -104,7 +112,10 @@ class Recorder(pl.Callback):
         settings = self._run.trainer
         save = last or (settings.checkpoint_every_steps > 0 and step % settings.checkpoint_every_steps == 0)
         every = self._run.reproducibility.state_digest_every_steps
-        state = state_digest(trainer, self._run, step) if save or (every > 0 and step % every == 0) else None
+        state = None
+        if save or (every > 0 and step % every == 0):
+            self._heart.beat(SAVING)
+            state = state_digest(trainer, self._run, step)
         loss = float(pl_module.values["reduced_train_loss"])
         grad_norm = float(pl_module.values["grad_norm"])
         rate = learning_rate(self._run, first)
@@ -137,11 +148,13 @@ class Recorder(pl.Callback):
         )
         stopping = not last and self._stop is not None and self._stop.agreed(settings.accelerator)
         if save or stopping:
+            self._heart.beat(SAVING)
             if self._log is not None:
                 self._log.sync()
                 write_seal(self._directory.path, attempt=self._attempt, mark=self._log.mark())
             self._progress.send("phase", text=f"saving checkpoint of step {step}")
             save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step, lock_digest=self._lock_digest)
+        self._heart.beat(STEP)
         if stopping:
             self.stopped = step
             trainer.should_stop = True

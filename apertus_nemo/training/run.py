@@ -22,6 +22,7 @@ from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
+from apertus_nemo.training.heartbeat import BUILDING, ENDING, Heart
 from apertus_nemo.training.loggers import Charts
 from apertus_nemo.training.observe import take_observation
 from apertus_nemo.training.progress import Progress
@@ -48,6 +49,7 @@ def train_rank(
     checkpoint_step: int | None,
     environment: Mapping[str, str],
     progress: Progress,
+    heart: Heart | None = None,
     stop: Stop | None = None,
 ) -> None:
     """Train as the rank that `environment` names, in the run directory `folder`, on a corpus that was verified.
@@ -67,9 +69,20 @@ def train_rank(
         rendezvous=None if rendezvous is None else Path(rendezvous),
     )
     progress.send("phase", text="building model and data")
+    heart = heart or Heart()
+    heart.beat(BUILDING)
     prepare_process(run)
     checkpoint = None if checkpoint_step is None else directory.checkpoint(checkpoint_step)
-    train(run, directory, lock_digest=lock.digest, place=place, progress=progress, checkpoint=checkpoint, stop=stop)
+    train(
+        run,
+        directory,
+        lock_digest=lock.digest,
+        place=place,
+        progress=progress,
+        checkpoint=checkpoint,
+        stop=stop,
+        heart=heart,
+    )
 
 
 def train(
@@ -82,6 +95,7 @@ def train(
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     stop: Stop | None = None,
+    heart: Heart | None = None,
 ) -> pl.Trainer:
     """Train to the end, from the step after `checkpoint` if one is given; collective over the ranks of the run.
 
@@ -89,6 +103,7 @@ def train(
 
     `prepare_process(run)` must have run. Rank 0 writes the record.
     """
+    heart = heart or Heart()
     done = 0 if checkpoint is None else checkpoint_step(checkpoint)
     log = None
     if place.rank == 0:
@@ -103,6 +118,7 @@ def train(
         log=log,
         progress=progress if log is not None else Progress(None),
         stop=stop,
+        heart=heart,
     )
     charts = []
     if log is not None:
@@ -116,7 +132,10 @@ def train(
         callbacks=[*charts, recorder, *callbacks],  # charts first: they time the step alone
     )
     model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
+    model.heart = heart
+    heart.beat()
     trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
+    heart.beat(ENDING)
     if trainer.global_step != (recorder.last_step if recorder.stopped is None else recorder.stopped):
         raise ApertusError(f"training ended at step {trainer.global_step}, not at step {recorder.last_step}")
     if log is not None:

@@ -8,18 +8,20 @@ Differences from upstream (nemo-toolkit 2.7.3, `nemo/lightning/pytorch/strategie
   (upstream's default assumes that whatever is unexpected is fine, and hides what is missing);
 - loading calls megatron-core directly: NeMo's wrapper asks for an initialised CUDA;
 - ModelOpt is neither saved nor restored, so neither imports all of `nemo.collections.llm`;
-- ranks of one machine meet through a file, not a port.
+- ranks of one machine meet through a file, not a port;
+- a collective ends after `trainer.collective_timeout_s` (upstream: after the default of each backend).
 """
 
 from __future__ import annotations
 
+import datetime
 import queue
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
@@ -74,6 +76,9 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
             store = torch._C._distributed_c10d.FileStore
             self.store = store(str(self._rendezvous), environment.world_size())
         super().setup_distributed()
+        limit = datetime.timedelta(seconds=self._run_config.trainer.collective_timeout_s)
+        for group in {torch.distributed.group.WORLD, *(parallel_state._global_process_group_list or ())} - {None}:
+            torch.distributed.distributed_c10d._set_pg_timeout(limit, group)
 
     @property
     def sharded_state_dict_metadata(self) -> dict[str, Any]:

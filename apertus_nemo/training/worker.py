@@ -21,18 +21,23 @@ from pathlib import Path
 from apertus_nemo.data.manifest import verify
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.training import imports
+from apertus_nemo.training.heartbeat import STARTING, Heart
 from apertus_nemo.training.progress import Progress
 
 
 def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Train as this rank until the run ends; the exit code."""
+    Heart.listen()
     _die_with_launcher(int(arguments[3]))
+    heart = Heart.from_environment(environment)
+    heart.beat(STARTING)
     progress = Progress.from_environment(environment)
     rank = int(environment["RANK"])
     try:
         if rank == 0:
-            verify(Path(environment["APERTUS_CORPUS"]))
+            verify(Path(environment["APERTUS_CORPUS"]), read=heart.beat)
         imports.install()
+        heart.beat()
         from apertus_nemo.training.run import train_rank
         from apertus_nemo.training.stopping import Stop
 
@@ -44,6 +49,7 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
             checkpoint_step=None if arguments[2] == "-" else int(arguments[2]),
             environment=environment,
             progress=progress,
+            heart=heart,
             stop=stop,
         )
     except ApertusError as error:
