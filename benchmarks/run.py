@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS: dict[str, list[str]] = {
     "startup": ["--runs", "5"],
     "lock": ["--runs", "3"],
+    "plan": ["--pairs", "1"],
     "verify": ["--rounds", "2", "--files", "300", "--steps", "20000"],
     "aliasing": ["--pairs", "10"],
     "throughput": ["--steps", "12"],

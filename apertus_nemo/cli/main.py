@@ -15,6 +15,7 @@ from collections.abc import Sequence
 VERBS = {
     "train": ("apertus_nemo.cli.train", "train a recipe on this machine"),
     "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
+    "plan": ("apertus_nemo.cli.plan", "say what a run will need and do, before the queue"),
     "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
     "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),

@@ -82,6 +82,11 @@ def train(
     """
     run, display = resolved.config, display or Display()
     check(run)
+    if run.cluster.kind != "local":
+        raise InputError(
+            f"cluster.kind={run.cluster.kind}: ranks are started on this machine only so far; "
+            "set cluster.kind=local, or look at the run with `apertus-nemo plan`"
+        )
     refuse_secrets(leaves(resolved.tree), where="the recipe")
     source = find_source(allow_dirty=allow_dirty)
     corpus, data = prepare_data(run, cache, display)

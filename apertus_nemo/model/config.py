@@ -91,6 +91,10 @@ def transformer_config_kwargs(run: RunConfig) -> dict[str, Any]:
         "cross_entropy_loss_fusion": False,
         "persist_layer_norm": False,
         "apply_rope_fusion": model.layer_spec == "transformer_engine",
+        # memory
+        "recompute_granularity": "full" if parallel.recompute == "full" else None,
+        "recompute_method": "uniform" if parallel.recompute == "full" else None,
+        "recompute_num_layers": 1 if parallel.recompute == "full" else None,
         # parallelism
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,

@@ -105,6 +105,7 @@ class ParallelConfig:
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    recompute: str = "none"  # "full": the backward pass computes each layer again instead of keeping it; same bits
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ ALLOWED: dict[str, Allowed] = {
     "parallel.distributed_optimizer": _SWITCH,
     "parallel.overlap_grad_reduce": _SWITCH,
     "parallel.overlap_param_gather": _SWITCH,
+    "parallel.recompute": _choice("layers are computed again as a whole, or not at all", "none", "full"),
     "trainer.global_batch_size": _size("it counts samples a step"),
     "trainer.micro_batch_size": _size("it counts samples"),
     "trainer.devices": _RANKS,
@@ -145,6 +146,6 @@ ALLOWED: dict[str, Allowed] = {
     ),
     "reproducibility.threads_per_rank": _size("it counts threads", high=1 << 10),
     "reproducibility.state_digest_every_steps": _STEPS,
-    "cluster.kind": _choice("ranks are processes on this machine", "local"),
+    "cluster.kind": _choice("ranks are processes on this machine, or tasks of a Slurm job", "local", "slurm"),
     "image.reference": Allowed("it names an image"),
 }

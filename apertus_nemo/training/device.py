@@ -32,7 +32,7 @@ _CREATORS = (
     *("scalar_tensor", "tensor", "zeros", "zeros_like"),
 )
 
-_CPU = torch.device("cpu")
+_target = torch.device("cpu")  # what "cuda" means
 _installed = False
 _originals: list[tuple[Any, str, Any]] = []
 
@@ -53,7 +53,7 @@ def _creator(function: Callable[..., Any]) -> Callable[..., Any]:
     def create(*args: Any, **kwargs: Any) -> Any:
         if kwargs:
             if _is_cuda(kwargs.get("device")):
-                kwargs["device"] = _CPU
+                kwargs["device"] = _target
             kwargs.pop("pin_memory", None)
         return function(*args, **kwargs)
 
@@ -63,9 +63,9 @@ def _creator(function: Callable[..., Any]) -> Callable[..., Any]:
 def _to(original: Callable[..., Any]) -> Callable[..., Any]:
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args and _is_cuda(args[0]):
-            args = (_CPU, *args[1:])
+            args = (_target, *args[1:])
         if kwargs and _is_cuda(kwargs.get("device")):
-            kwargs["device"] = _CPU
+            kwargs["device"] = _target
         return original(self, *args, **kwargs)
 
     return to
@@ -86,7 +86,7 @@ class _Stream:
     """The one order in which a CPU does things."""
 
     cuda_stream = 0
-    device = _CPU
+    device = _target
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def synchronize(self) -> None: ...
@@ -167,7 +167,7 @@ def alias_cuda(*, ranks: int = 1) -> None:
         "stream": _stream,
         "current_stream": lambda *_: _Stream(),
         "default_stream": lambda *_: _Stream(),
-        "current_device": lambda: _CPU,
+        "current_device": lambda: _target,
         "device_count": lambda: ranks,
         "get_device_properties": lambda *_: _Properties(),
         "get_device_capability": lambda *_: (0, 0),
@@ -195,6 +195,17 @@ def alias_cuda(*, ranks: int = 1) -> None:
     for name, value in cuda.items():
         _replace(torch.cuda, name, value)
     _alias_megatron_random()
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within, aliased "cuda" means the meta device: Megatron's buffers have shapes, and hold nothing."""
+    global _target
+    before, _target = _target, torch.device("meta")
+    try:
+        yield
+    finally:
+        _target = before
 
 
 def _alias_megatron_random() -> None:

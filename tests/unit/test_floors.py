@@ -26,6 +26,7 @@ FLOORS = (
     "optim",
     "training",
     "testing",
+    "plan",
     "launch",
     "audit",
     "cli",
@@ -40,8 +41,11 @@ HEAVY = {
     "transformer_engine",
     "transformers",
 }
-MAY_BE_HEAVY = {"data", "model", "optim", "training", "testing"}
-LIGHT_MODULES = {"optim.schedule", "model.layout", "data.manifest"}
+MAY_BE_HEAVY = {"data", "model", "optim", "training", "testing", "plan"}
+LIGHT_MODULES = {
+    *("optim.schedule", "model.layout", "data.manifest"),
+    *("plan.plan", "plan.ranks", "plan.memory", "plan.flops", "plan.cost", "plan.hardware", "plan.text"),
+}
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""What a run will need and do, before the queue."""

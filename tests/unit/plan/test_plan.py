@@ -1,0 +1,161 @@
+"""Plans against the published figures of Apertus, and against each other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apertus_nemo.errors import InputError
+from apertus_nemo.plan.cost import checkpoint_interval_s
+from apertus_nemo.plan.memory import chunks_in_flight, rank_memory
+from apertus_nemo.plan.plan import Assumptions, plan, step_at
+from apertus_nemo.plan.ranks import place, rank_parameters
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.compose import compose
+from apertus_nemo.recipe.schema import RunConfig
+from tests.unit.plan.recipes import write
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("recipes") / "here")
+
+
+def run_of(recipes: Path, name: str, *overrides: str) -> RunConfig:
+    return compose(overrides=[f"recipe={name}", *overrides], recipe_dirs=[recipes]).config
+
+
+def planned(recipes: Path, name: str, *overrides: str, **assumptions: Any) -> dict[str, Any]:
+    return plan(run_of(recipes, name, *overrides), Assumptions(**assumptions))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "steps", "doubled", "decay"),
+    [
+        ("published_8b", 8_053_338_176, 2_627_139, 1_678_000, 2_429_920),
+        ("published_70b", 70_599_864_480, 1_155_828, 523_518, 1_057_219),
+    ],
+)
+def test_published_figures(recipes: Path, name: str, parameters: int, steps: int, doubled: int, decay: int) -> None:
+    """arXiv 2509.14233, tables 1, 2 and H.8, and the names of the released checkpoints."""
+    tree = planned(recipes, name)
+    assert tree["parameters"]["total"] == parameters
+    assert tree["steps"] == steps
+    assert [row["last_step"] for row in tree["pieces"]] == [doubled, steps]
+    assert tree["learning_rate"]["decay_from_step"] == decay
+    assert tree["tokens"] == pytest.approx(15e12, rel=1e-5)
+    assert not tree["refused"]
+
+
+def test_ranks_of_70b(recipes: Path) -> None:
+    """2,407,696,896 and 2,407,705,088 are these ranks' matrices and norms; their 10 layers have two scalars each."""
+    run = run_of(recipes, "published_70b")
+    assert rank_parameters(run, 0).total - 2 * 10 == 2_407_696_896
+    assert rank_parameters(run, 4095).total - 2 * 10 == 2_407_705_088
+    assert sum(rank_parameters(run, stage * 512).total for stage in range(8)) > 70_599_864_480 / 4
+
+
+def test_flops_and_utilisation_of_70b(recipes: Path) -> None:
+    """Section 2.6: 6.74e24 FLOPs for 15T tokens, 723 tokens a second and GPU, 6 million GPU hours."""
+    tree = planned(recipes, "published_70b", tokens_per_s_per_gpu=723.0)
+    assert f"{tree['flops']['total']:.2e}" == "6.74e+24"
+    assert f"{tree['cost']['mfu']:.3f}" == "0.328"
+    assert tree["cost"]["gpu_hours"] == pytest.approx(6e6, rel=0.05)
+    assert tree["cost"]["seconds"] == pytest.approx(tree["cost"]["gpu_hours"] * 3600 / 4096)
+    again = planned(recipes, "published_70b", mfu=tree["cost"]["mfu"])
+    assert again["cost"]["tokens_per_s_per_gpu"] == pytest.approx(723.0)
+
+
+@pytest.mark.parametrize(("nodes", "replicas"), [(512, 64), (1024, 128)])
+def test_replicas_before_and_after_doubling(recipes: Path, nodes: int, replicas: int) -> None:
+    tree = planned(recipes, "published_70b", f"trainer.num_nodes={nodes}")
+    assert tree["data_parallel_size"] == replicas
+    assert [row["micro_batches"] * replicas for row in tree["pieces"]] == [2048, 4096]
+
+
+def test_checkpoints(recipes: Path) -> None:
+    """18 bytes a parameter; Young's interval of 40 s for saving and 3 h between failures."""
+    tree = planned(
+        recipes,
+        "published_70b",
+        tokens_per_s_per_gpu=723.0,
+        checkpoint_s=40.0,
+        mean_time_between_failures_s=10_800.0,
+    )["checkpoint"]
+    assert tree["total_bytes"] == 18 * 70_599_864_480
+    assert tree["interval_s"] == pytest.approx(math.sqrt(2 * 40 * 10_800))
+    assert tree["interval_steps"] == round(tree["interval_s"] / (4096 * 4096 / (723 * 4096)))
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_impossible_times(values: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="takes a positive time"):
+        checkpoint_interval_s(*values)
+
+
+@pytest.mark.parametrize("throughput", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_throughput(recipes: Path, throughput: float) -> None:
+    with pytest.raises(InputError, match=r"a throughput is a positive number of tokens a second"):
+        planned(recipes, "published_8b", tokens_per_s_per_gpu=throughput)
+
+
+def test_unknown_accelerator(recipes: Path) -> None:
+    with pytest.raises(InputError) as error:
+        planned(recipes, "published_8b", accelerator="gh100")
+    assert str(error.value) == "there is no accelerator 'gh100' in the plan's table; there are gh200, h100"
+
+
+def test_what_does_not_fit_is_refused(recipes: Path) -> None:
+    without = ["parallel.virtual_pipeline_model_parallel_size=null", "parallel.pipeline_model_parallel_size=1"]
+    tree = planned(recipes, "published_70b", *without)
+    (line,) = tree["refused"]
+    assert line.startswith("rank 0 needs ")
+    assert "and 90% of a gh200 is 86.0 GiB: cut the model further" in line
+
+
+def test_recompute_lowers_activations_alone(recipes: Path) -> None:
+    kept, again = (
+        rank_memory(run_of(recipes, "published_70b"), 0, micro_batches=32, recompute=kind) for kind in ("none", "full")
+    )
+    assert again.activations < kept.activations / 4
+    assert (again.weights, again.gradients, again.optimizer) == (kept.weights, kept.gradients, kept.optimizer)
+
+
+def test_in_flight(recipes: Path) -> None:
+    """Megatron's warm-up: PP-1-stage micro-batches, interleaved 2(PP-1-stage) + (VPP-1) PP chunks, and one more."""
+    interleaved = run_of(recipes, "published_70b")
+    assert [chunks_in_flight(interleaved, stage, 32) for stage in (0, 7)] == [47, 33]
+    plain = run_of(recipes, "published_70b", "parallel.virtual_pipeline_model_parallel_size=null")
+    assert [chunks_in_flight(plain, stage, 32) for stage in range(8)] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert chunks_in_flight(plain, 0, 2) == 2  # no more than there are
+
+
+def test_places() -> None:
+    """Megatron's order: tensor parallel ranks are neighbours, pipeline stages are far apart."""
+    run = compose(overrides=["parallel=tp2_dp2"]).config
+    assert [(place(run, rank).tp, place(run, rank).dp, place(run, rank).pp) for rank in range(4)] == [
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (1, 1, 0),
+    ]
+    with pytest.raises(InputError, match="there is no rank 4: the run has ranks 0 to 3"):
+        place(run, 4)
+
+
+def test_steps_at_samples() -> None:
+    """A step begins where BatchPlan says."""
+    batches = BatchPlan(starts=(0, 20, 44), sizes=(4, 8, 2), train_samples=50)
+    for step in range(1, batches.num_steps + 1):
+        first, _ = batches.batch_at(step)
+        assert step_at(batches, first) == step - 1
+    assert step_at(batches, 50) == batches.num_steps
+
+
+def test_a_cpu_run_is_held_against_no_gpu() -> None:
+    tree = plan(compose().config, Assumptions(tokens_per_s_per_gpu=1.0))
+    assert (tree["accelerator"], tree["cost"], tree["refused"]) == (None, None, [])
+    assert tree["steps"] == 60
