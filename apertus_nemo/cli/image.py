@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # subcommand -> (module, one line of help)
 SUBCOMMANDS = {
     "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
+    "lock": ("apertus_nemo.cli.image_lock", "resolve a definition: every package, with version and hash"),
 }
 
 

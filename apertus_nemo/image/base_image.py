@@ -3,7 +3,8 @@
     looked = look_at_base(definition.base, ["linux/arm64"])
     looked.platforms["linux/arm64"]        # {"config_digest", "manifest_digest"}, or unknown with the reason
 
-Reads manifests and a configuration, some kilobytes; no layer. Where the registry cannot be reached, everything is unknown.
+Reads manifests and a configuration, some kilobytes; no layer. Where the registry cannot be
+reached, everything is unknown.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def look_at_base(base: Base, platforms: Sequence[str], *, look: Look | None = No
     for platform in platforms:
         try:
             image = (look or _from_registry)(reference, Platform.parse(platform))
-        except UnfitEnvironment as error:
-            reason = unknown(f"{reference.registry} could not be asked: {error}")
-            return Looked(reason, reason, {name: reason for name in platforms})
+        except UnfitEnvironment:  # why is of the machine, and has no place in a lock
+            reason = unknown(f"{reference.registry} could not be reached from where this was resolved")
+            return Looked(reason, reason, dict.fromkeys(platforms, reason))
         except (InputError, Differs) as error:
             raise InputError(f"the base {reference}: {error}") from error
         index = image.index is not None

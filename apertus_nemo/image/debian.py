@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.image.programs import plain_environment, run
@@ -101,6 +101,7 @@ def resolve(
 
     `keyring` verifies the archives; None trusts them. Raises UnfitEnvironment where apt fails, with its words.
     """
+    archives = {archive: url.replace("file:///", "file:/") for archive, url in archives.items()}  # as apt writes it
     root = Path(tempfile.mkdtemp(dir=work))
     try:
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -208,7 +209,7 @@ def _download(package: DebianPackage, archives: Mapping[str, str], path: Path) -
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest, size = hashlib.sha256(), 0
     try:
-        url = f"{_url(archives, archive)}/{below}"
+        url = f"{_url(archives, archive)}/{quote(below, safe='/+~:')}"
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, open(partial, "wb") as stream:
             while (block := answer.read(_BLOCK_BYTES)) and size <= package.size_bytes:
                 digest.update(block)

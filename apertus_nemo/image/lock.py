@@ -23,7 +23,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.image.debian import DebianPackage
 from apertus_nemo.image.definition import Definition
 from apertus_nemo.image.families import FAMILY, MAX_BYTES, PLATFORM, VERSION
-from apertus_nemo.image.python_packages import PythonPackage
+from apertus_nemo.image.python_packages import PythonPackage, bounds
 from apertus_nemo.record.canonical import is_unknown, loads, sha256_hex
 from apertus_nemo.record.files import file_sha256, read_bytes
 
@@ -72,7 +72,7 @@ class ImageLock:
 
     @property
     def unresolved(self) -> list[str]:
-        """One line for each thing that is unknown, and for each conflict; an image is built only where there is none."""
+        """One line for each unknown thing and each conflict; an image is built only where there is none."""
         found = [f"{path}: {reason}" for path, reason in _unknowns(self.tree, "")]
         return found + [f"conflict: {text}" for text in self.tree["conflicts"]]
 
@@ -137,7 +137,9 @@ def parse_lock(data: bytes, *, what: str) -> ImageLock:
     if not isinstance(tree, dict) or "schema_version" not in tree or "definition_digest" not in tree:
         raise InputError(f"{what}: is not the lock of an image")
     if tree["schema_version"] != SCHEMA_VERSION:
-        raise InputError(f"{what}: has schema version {_shown(tree['schema_version'])}; this version reads {SCHEMA_VERSION}")
+        raise InputError(
+            f"{what}: has schema version {_shown(tree['schema_version'])}; this version reads {SCHEMA_VERSION}"
+        )
     _keys(tree, _FIELDS, what)
     _match(tree, "family", FAMILY, what)
     _match(tree, "version", VERSION, what)
@@ -227,6 +229,23 @@ def stale(lock: ImageLock, definition: Definition, root: Path) -> list[str]:
                 found.append(f"{platform}: {file} is not there")
             elif file_sha256(path) != pinned[file]:
                 found.append(f"{platform}: {file} has changed since")
+    return found + [text for platform in lock.platforms for text in _unmet(lock, platform, root)]
+
+
+def _unmet(lock: ImageLock, platform: str, root: Path) -> list[str]:
+    """Our own direct dependencies that neither the lock nor its base meets."""
+    from packaging.specifiers import SpecifierSet
+
+    provided = lock.tree["base"].get("provides", {})
+    pinned = {one.name: one.version for one in lock.python(platform)}
+    found = []
+    for name, specifier in sorted(bounds(root / "pyproject.toml").items()):
+        if name == "python" or name in provided:
+            continue
+        if name not in pinned:
+            found.append(f"{platform}: apertus-nemo wants {name}, which it does not hold")
+        elif not SpecifierSet(specifier).contains(pinned[name], prereleases=True):
+            found.append(f"{platform}: apertus-nemo wants {name} {specifier}, it holds {pinned[name]}")
     return found
 
 
@@ -249,7 +268,10 @@ def _differences(old: Any, new: Any, path: str) -> list[str]:
         return []
     if isinstance(old, Mapping) and isinstance(new, Mapping) and not is_unknown(old) and not is_unknown(new):
         if "version" in old and "version" in new and "sha256" in old:
-            return [f"{path}: {old['version']} -> {new['version']}" + (" (another file)" if old["version"] == new["version"] else "")]
+            return [
+                f"{path}: {old['version']} -> {new['version']}"
+                + (" (another file)" if old["version"] == new["version"] else "")
+            ]
         found = []
         for key in sorted({*old, *new}):
             below = f"{path}.{key}" if path else str(key)

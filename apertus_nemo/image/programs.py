@@ -30,6 +30,8 @@ _FULL = "No space left on device"
 
 def find_program(name: str) -> str:
     """Where a program is: beside this Python, or on PATH. Raises UnfitEnvironment with the package that has it."""
+    if "/" in name:
+        return name
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name, path=_search_path())
     if found is None:

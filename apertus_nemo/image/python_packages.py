@@ -183,9 +183,7 @@ def _by_fetching(one: Requirement, cache: Path, platform: str, python_version: s
     return PythonPackage(one.name, one.version, path.name, one.sha256[0])
 
 
-def fetch(
-    packages: Sequence[PythonPackage], cache: Path, *, platform: str, python_version: str
-) -> list[Path]:
+def fetch(packages: Sequence[PythonPackage], cache: Path, *, platform: str, python_version: str) -> list[Path]:
     """The files of packages, in their order, from `cache` or through pip; every one checked against its hash.
 
     Raises UnfitEnvironment with pip's words where one cannot be had.

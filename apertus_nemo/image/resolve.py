@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.errors import InputError
 from apertus_nemo.image import debian, python_packages
 from apertus_nemo.image.base_image import look_at_base, read_packages
 from apertus_nemo.image.definition import Definition
@@ -180,16 +180,11 @@ def _files(
     definition: Definition, platform: str, requirements: list[Requirement], cache: Path, work: Path
 ) -> list[python_packages.PythonPackage]:
     unique = {one.name: one for one in requirements}
-    try:
-        return python_packages.choose(
-            list(unique.values()),
-            platform=platform,
-            python_version=definition.python_version,
-            source_only=definition.source_only,
-            cache=cache / "python",
-            work=work,
-        )
-    except InputError as error:
-        raise InputError(f"{definition.family}: {error}") from error
-    except ApertusError:
-        raise
+    return python_packages.choose(
+        list(unique.values()),
+        platform=platform,
+        python_version=definition.python_version,
+        source_only=definition.source_only,
+        cache=cache / "python",
+        work=work,
+    )
