@@ -12,6 +12,7 @@ from pathlib import Path
 def main(arguments: Sequence[str]) -> int:
     """0 written or equal, 1 where --check finds differences. Errors leave as ApertusError."""
     options = parser().parse_args(arguments)
+    from apertus_nemo.image.base_image import from_registry
     from apertus_nemo.image.checkout import cache_folder, checkout
     from apertus_nemo.image.definition import read_definition
     from apertus_nemo.image.families import DEFINITION, LOCK, find
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         definition,
         root,
         cache=cache_folder(os.environ),
+        look=from_registry(os.environ),
         debian_mirror=options.debian_mirror,
         base_packages=options.base_packages,
         write=not options.check,

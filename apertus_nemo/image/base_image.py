@@ -38,7 +38,7 @@ class Looked:
     conflicts: list[str] = field(default_factory=list)
 
 
-def look_at_base(base: Base, platforms: Sequence[str], *, look: Look | None = None) -> Looked:
+def look_at_base(base: Base, platforms: Sequence[str], *, look: Look) -> Looked:
     """Ask the registry. Raises InputError where it has the base and the base is not what the definition says of it."""
     reference = Reference.parse(f"{base.reference}@{base.digest}")
     found: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def look_at_base(base: Base, platforms: Sequence[str], *, look: Look | None = No
     conflicts: list[str] = []
     for platform in platforms:
         try:
-            image = (look or _from_registry)(reference, Platform.parse(platform))
+            image = look(reference, Platform.parse(platform))
         except UnfitEnvironment:  # why is of the machine, and has no place in a lock
             reason = unknown(f"{reference.registry} could not be reached from where this was resolved")
             return Looked(reason, reason, dict.fromkeys(platforms, reason))
@@ -64,8 +64,16 @@ def look_at_base(base: Base, platforms: Sequence[str], *, look: Look | None = No
     return Looked("index" if index else "manifest", environment, found, conflicts)
 
 
-def _from_registry(reference: Reference, platform: Platform) -> Image:
-    raise UnfitEnvironment("this version has no client of registries")
+def from_registry(environment: Mapping[str, str]) -> Look:
+    """Asks the registry that a reference names, with the credentials that `environment` leads to."""
+
+    def look(reference: Reference, platform: Platform) -> Image:
+        from apertus_nemo.image.registry import Repository
+
+        with Repository(reference, environment=environment) as repository:
+            return repository.image(repository.resolve(str(reference.digest)), platform)
+
+    return look
 
 
 def read_packages(path: Path) -> dict[str, str]:

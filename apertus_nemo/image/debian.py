@@ -161,7 +161,7 @@ def _listed(lists: Path, archives: Mapping[str, str]) -> Iterator[tuple[str, Deb
     """(file, package) of everything in apt's lists."""
     for path in sorted(lists.glob("*_Packages")):
         # apt names a list by its URL, with / written as _ and _ as %5f.
-        name = unquote(path.name.replace("_", "/"))
+        name = unquote(path.name.replace("_", "/")).lstrip("/")
         archive = next(key for key, url in archives.items() if name.startswith(f"{url.partition(':')[2].strip('/')}/"))
         for stanza in path.read_text(errors="replace").split("\n\n"):
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.MULTILINE))

@@ -15,7 +15,7 @@ from typing import Any
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.image import debian, python_packages
-from apertus_nemo.image.base_image import look_at_base, read_packages
+from apertus_nemo.image.base_image import Look, look_at_base, read_packages
 from apertus_nemo.image.definition import Definition
 from apertus_nemo.image.lock import ImageLock, make_lock, platform_entry
 from apertus_nemo.image.python_packages import MACHINES, Requirement, bounds, parse_requirements
@@ -30,14 +30,16 @@ def resolve(
     root: Path,
     *,
     cache: Path,
+    look: Look,
     debian_mirror: str | None = None,
     base_packages: Path | None = None,
     write: bool = True,
 ) -> ImageLock:
     """The lock of `definition`, from what mirrors, index and registry have now.
 
-    `base_packages` is what `pip list --format json` printed inside the base. With `write`, requirements that are
-    resolved below a base are written below `root`; without, nothing is. Raises what the parts raise.
+    `look` asks the registry of a base (`base_image.from_registry`); `base_packages` is what `pip list --format json`
+    printed inside the base. With `write`, requirements that are resolved below a base are written below `root`;
+    without, nothing is. Raises what the parts raise.
     """
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def resolve(
         work = Path(folder)
         if definition.base.kind == "debian":
             return _on_debian(definition, root, work, cache, debian_mirror)
-        return _on_image(definition, root, work, cache, base_packages, write)
+        return _on_image(definition, root, work, cache, look, base_packages, write)
 
 
 def _on_debian(definition: Definition, root: Path, work: Path, cache: Path, mirror: str | None) -> ImageLock:
@@ -67,11 +69,11 @@ def _on_debian(definition: Definition, root: Path, work: Path, cache: Path, mirr
 
 
 def _on_image(
-    definition: Definition, root: Path, work: Path, cache: Path, base_packages: Path | None, write: bool
+    definition: Definition, root: Path, work: Path, cache: Path, look: Look, base_packages: Path | None, write: bool
 ) -> ImageLock:
     base = definition.base
     provides, fixed = _provided(definition, base_packages)
-    looked = look_at_base(base, definition.platforms)
+    looked = look_at_base(base, definition.platforms, look=look)
     conflicts = [*looked.conflicts, *_conflicts(definition, root, provides)]
     platforms = {}
     for platform in definition.platforms:
