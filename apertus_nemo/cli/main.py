@@ -20,6 +20,7 @@ VERBS = {
     "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
+    "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
     "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
     "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
     "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),

@@ -60,7 +60,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["recipes", "requirements"])
+@pytest.mark.parametrize("name", ["edf", "recipes", "requirements"])
 def test_the_wheel_carries(wheel: Path, name: str) -> None:
     prefix = f"apertus_nemo/resources/{name}/"
     with zipfile.ZipFile(wheel) as archive:

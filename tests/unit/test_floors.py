@@ -21,6 +21,7 @@ FLOORS = (
     "recipe",
     "record",
     "image",
+    "edf",
     "data",
     "model",
     "optim",
