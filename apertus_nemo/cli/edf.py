@@ -70,11 +70,11 @@ def _render(options: argparse.Namespace) -> int:
     from apertus_nemo.edf.sites import site_named
 
     site, dialect = site_named(options.site), dialect_named(options.dialect)
-    _, version = parse_image(options.image)
+    family, version = parse_image(options.image)
     pin = options.pin
     if pin is None and version is not None:
-        render(options.image.rpartition("-")[0], site, dialect=dialect)  # says first what is wrong with the rest
-        pin = pin_of(options.image)
+        render(family.name, site, dialect=dialect)  # says first what is wrong with the rest
+        pin = pin_of(options.image, site)
     rendered = render(options.image, site, pin=pin, dialect=dialect)
     if options.output is None:
         sys.stdout.write(rendered.text)

@@ -21,8 +21,8 @@ from apertus_nemo.edf.finding import ERROR, WARNING, short
 from apertus_nemo.edf.settings import BY_NAME, variables
 from apertus_nemo.edf.sites import FAMILIES, SITES, Family, Site, fit, layers
 from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.image.families import find
 
-_IMAGE = re.compile(r"(?P<family>[a-z][a-z0-9_]*?)(?:-(?P<version>\d+\.\d+\.\d+))?")
 _BY_DIGEST = re.compile(
     r"(?:[A-Za-z0-9.-]+(?::\d+)?[#/])?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?@sha256:[0-9a-f]{64}"
 )
@@ -38,12 +38,11 @@ class Rendered:
 
 
 def parse_image(image: str) -> tuple[Family, str | None]:
-    """(family, version) of `gh200-1.0.0` or `gh200`. Raises InputError."""
-    match = _IMAGE.fullmatch(image)
-    if match is None or match["family"] not in FAMILIES:
-        names = ", ".join(FAMILIES)
-        raise InputError(f"{short(image)!r} is not an image: write FAMILY-VERSION, as gh200-1.0.0; families: {names}")
-    return FAMILIES[match["family"]], match["version"]
+    """(family, version) of `gh200-1.0.0` or `gh200`. Raises InputError, also for a version that there is not."""
+    found = find(image)
+    if found.family not in FAMILIES:
+        raise InputError(f"no settings are known for the family {found.family}; there are {', '.join(FAMILIES)}")
+    return FAMILIES[found.family], None if image == found.family else found.version
 
 
 def check_pin(pin: str, dialect: Dialect) -> None:

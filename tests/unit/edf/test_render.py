@@ -12,12 +12,14 @@ import pytest
 from apertus_nemo.edf.check import View, check_document, check_file
 from apertus_nemo.edf.dialects import CE, SARUS
 from apertus_nemo.edf.document import parse_document
-from apertus_nemo.edf.pins import pin_of
+from apertus_nemo.edf.pins import PLATFORMS, pin_of
 from apertus_nemo.edf.render import carried, hook_annotations, parse_image, render
 from apertus_nemo.edf.settings import BY_NAME, SETTINGS, SOURCES, uses_ll128, variables
 from apertus_nemo.edf.sites import FAMILIES, SITES, fit
 from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.image.families import containers_folder, family_names
 from apertus_nemo.launch.environment import FIXED
+from apertus_nemo.record.canonical import dumps
 from tests.unit.edf.update import FOLDER
 
 HASH = "0123456789abcdef" * 4
@@ -149,18 +151,56 @@ def test_what_cannot_be_rendered() -> None:
         render("gh200", SITES["bristen"])
     with pytest.raises(InputError, match="pyxis reads no EDFs, so there is none for Sarus Suite"):
         render("gh200", SITES["pyxis"], dialect=SARUS)
-    for wrong in ("gh200-1.0", "gh200-1.0.0.toml", "h100-1.0.0", "", "../gh200", "gh200-1.0.0\n"):
-        with pytest.raises(
-            InputError, match=r"is not an image: write FAMILY-VERSION, as gh200-1\.0\.0; families: gh200, cpu"
-        ):
+    for wrong in ("gh200-1.0", "gh200-1.0.0.toml", "", "../gh200", "gh200-1.0.0\n"):
+        with pytest.raises(InputError, match="is not the name of an image: write a family and a version, as in gh200"):
             parse_image(wrong)
+    with pytest.raises(InputError, match="there is no family of images 'h100'; there are cpu, gh200"):
+        parse_image("h100-1.0.0")
+    with pytest.raises(InputError, match="gh200 has no version 7"):
+        parse_image("gh200-7.0.0")
+
+
+def test_families_are_those_that_have_definitions() -> None:
+    assert sorted(FAMILIES) == family_names()
+    for name, family in FAMILIES.items():
+        definition = tomllib.loads((containers_folder() / name / "image.toml").read_text())
+        assert sorted(definition["platforms"]) == sorted(PLATFORMS[one] for one in family.architectures)
 
 
 def test_an_unbuilt_image_has_no_digest() -> None:
+    for site in ("clariden", "pyxis"):
+        with pytest.raises(
+            UnfitEnvironment, match=r"^gh200-1\.0\.0 is unbuilt, so there is no digest to pin: build and"
+        ):
+            pin_of("gh200-1.0.0", SITES[site])
+
+
+def test_a_published_image_is_pinned_by_its_release(tmp_path: Path) -> None:
+    """In a copy of `containers/` with a list of releases, since nothing is published yet."""
+    for name, platforms in (("gh200", ["linux/arm64"]), ("cpu", ["linux/amd64", "linux/arm64"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.toml").write_bytes((containers_folder() / name / "image.toml").read_bytes())
+        entries = {
+            platform: {
+                "config_digest": f"sha256:{'1' * 64}",
+                "lock_digest": f"sha256:{'2' * 64}",
+                "manifest_digest": f"sha256:{number}{HASH[1:]}",
+                "reference": f"ghcr.io/team/{name}:1.0.0",
+            }
+            for number, platform in enumerate(platforms)
+        }
+        (tmp_path / name / "releases.json").write_bytes(dumps({"1.0.0": entries}))
+    pin = pin_of("gh200-1.0.0", SITES["clariden"], tmp_path)
+    assert pin == f"ghcr.io/team/gh200@sha256:0{HASH[1:]}"
+    assert f'image = "{pin}"' in render("gh200-1.0.0", SITES["clariden"], pin=pin).text
+    assert pin_of("cpu-1.0.0", SITES["bristen"], tmp_path).endswith(f"@sha256:0{HASH[1:]}")
+    assert pin_of("cpu-1.0.0", SITES["daint"], tmp_path).endswith(f"@sha256:1{HASH[1:]}")
     with pytest.raises(
-        UnfitEnvironment, match=r"^gh200-1\.0\.0 is unbuilt, so there is no digest to pin: build and publish"
+        InputError, match=r"cpu-1\.0\.0 is published for linux/amd64 and linux/arm64, and pyxis may be any"
     ):
-        pin_of("gh200-1.0.0")
+        pin_of("cpu-1.0.0", SITES["pyxis"], tmp_path)
+    with pytest.raises(UnfitEnvironment, match=r"gh200-1\.0\.0 was not published for linux/amd64, which bristen has"):
+        pin_of("gh200-1.0.0", SITES["bristen"], tmp_path)
 
 
 def test_settings_have_reason_and_source() -> None:
