@@ -26,6 +26,7 @@ from apertus_nemo.audit.trees import File, Manifest, hash_files, read_manifest
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.attempts import FINISHED, OUTCOME, STOPPED, outcome_from_bytes
 from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
+from apertus_nemo.record.checkpoint_list import LIST, CheckpointList
 from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import (
@@ -39,7 +40,7 @@ from apertus_nemo.record.places import (
     printable,
     read,
 )
-from apertus_nemo.record.seal import END, SEAL, SEALED, Seal
+from apertus_nemo.record.seal import END, SEAL, SEALED, START, Seal
 from apertus_nemo.record.step_log import SEGMENT_LINES
 
 _MAX_BYTES = 16 * 2**20  # of lock, observation, seal, or list of tensors
@@ -67,6 +68,8 @@ class Verification:
     sealed_step: int | None = None  # an unfinished log was made durable up to this step
     states: int = 0  # lists of tensors that agree with the log
     checkpoints: list[int] = field(default_factory=list)  # steps of whole checkpoints
+    pruned: list[int] = field(default_factory=list)  # steps whose checkpoints the run removed by its own policy
+    removed: list[int] = field(default_factory=list)  # steps whose checkpoints somebody else removed
     files: int = 0  # whose bytes were hashed, the log's segments not counted
     size_bytes: int = 0  # of them
     lock_digest: str | None = None
@@ -92,6 +95,13 @@ def verify(record: str | Path, *, segment_lines: int = SEGMENT_LINES) -> Verific
     return _Verifier(root, top, segment_lines).run()
 
 
+def _steps(steps: list[int]) -> str:
+    """In words, shortened where they are many."""
+    shown = ", ".join(map(str, steps[:8]))
+    more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
+    return f"checkpoint{'' if len(steps) == 1 else 's'} of step{'' if len(steps) == 1 else 's'} {shown}{more}"
+
+
 def _names(folder: AnyPath) -> list[str]:
     try:
         return sorted(names(folder))
@@ -110,6 +120,7 @@ class _Verifier:
         self._chain = Chain()
         self._copied: dict[str, FileEntry] = {}  # what the manifest of a copy names
         self._hashes: dict[str, str] = {}  # name -> SHA-256 of small files that were read
+        self._listed: CheckpointList | None = None  # checkpoints.json; None: not there, or not to be relied upon
 
     def run(self) -> Verification:
         self._read_copy_manifest()
@@ -120,6 +131,7 @@ class _Verifier:
         self._observed()
         self._sealed_files()
         self._outcomes()
+        self._read_list()
         self._states()
         self._checkpoints()
         self._copy()
@@ -328,9 +340,7 @@ class _Verifier:
         for file, digest in self._end.files.items():
             if self._exists(file):
                 self._hash_one(file, digest, END)
-            elif file.startswith("checkpoints/") and not self._exists(folder := file.rpartition("/")[0]):
-                self._result.not_checked.append(f"{folder}: is not here, though {END} names it")
-            else:
+            elif not file.startswith("checkpoints/") or self._exists(file.rpartition("/")[0]):
                 self._find(file, f"is missing, though {END} names it")
 
     def _outcomes(self) -> None:
@@ -352,6 +362,52 @@ class _Verifier:
                     self._find(file, f"was added after {END} was written")
                 else:
                     self._result.not_checked.append(f"{file}: written after {END}, so no digest covers it")
+
+    def _read_list(self) -> None:
+        """`checkpoints.json`, and what of it is not here: pruned by policy, left out of a copy, or removed."""
+        listed = CheckpointList()
+        if self._exists(LIST) and not self._was_found(LIST):
+            with self._blaming(LIST):
+                listed = self._listed = CheckpointList.from_bytes(self._bytes(LIST), what=LIST)
+        result = self._result
+        named = dict.fromkeys(self._sealed_checkpoints(), END)
+        named |= {step: LIST for step, made in listed.made.items() if not made.pruned}
+        gone = [step for step in sorted(named) if not self._exists(self._checkpoint_folder(step))]
+        result.pruned = [
+            step
+            for step, made in sorted(listed.made.items())
+            if made.pruned and not self._exists(self._checkpoint_folder(step))
+        ]
+        if result.pruned:
+            result.notes.append(f"pruned by the run's own policy (trainer.keep_checkpoints): {_steps(result.pruned)}")
+        if gone and self._copied and not any(name.startswith("checkpoints/") for name in self._copied):
+            result.not_checked.append(f"left out of the copy: {_steps(gone)}")
+            return
+        result.removed = gone
+        for step in gone:
+            result.not_checked.append(
+                f"{self._checkpoint_folder(step)}: is not here, though {named[step]} names it: somebody removed it, "
+                "not the run"
+            )
+
+    def _sealed_checkpoints(self) -> list[int]:
+        names = [] if self._end is None else self._end.files
+        return [int(name.split("/")[1][5:]) for name in names if name.startswith("checkpoints/")]
+
+    @staticmethod
+    def _checkpoint_folder(step: int) -> str:
+        return f"checkpoints/step-{step:09d}"
+
+    def _against_list(self, file: str, step: int) -> None:
+        """A manifest against what the run noted when it committed it."""
+        if self._listed is None or self._was_found(file):
+            return
+        made, pending = self._listed.made.get(step), self._listed.pending
+        expected = {item.manifest for item in (made, pending) if item is not None and item.step == step}
+        if not expected:
+            self._find(file, f"is none that {LIST} names: it was added")
+        elif self._sha256(file) not in expected:
+            self._find(file, f"is not the one that {LIST} names: it was changed or exchanged")
 
     def _states(self) -> None:
         chain, result = self._chain, self._result
@@ -430,6 +486,9 @@ class _Verifier:
             if manifest.lock_digest not in (None, header.lock_digest):
                 self._find(file, f"is of another run, of the lock digest {manifest.lock_digest}")
                 return
+        self._against_list(file, step)
+        if self._was_found(file):
+            return
         present: list[str] = []
         others: list[str] = []
         with self._blaming(folder):
@@ -506,12 +565,13 @@ class _Verifier:
             of = "" if result.planned_steps is None else f" of {result.planned_steps} planned"
             result.notes.append(f"unfinished: {result.last_step or 0} steps{of}, {at}")
             skipped.append("whether later lines of the log are missing: only the end of a run is sealed for good")
-            skipped.append("recipe.yaml, environments of attempts, manifests of checkpoints: only end.json covers them")
+            which = "manifests of checkpoints" if self._listed is None else LIST
+            skipped.append(f"recipe.yaml, environments of attempts, {which}: only end.json covers them")
         if not self._copied:
             outputs = 0  # files that no digest covers
             for number in _names(self._root / "attempts"):
                 inner = _names(self._root / "attempts" / number)
-                outputs += len(set(inner) - {SEAL, OUTCOME, "environment.json", "observed.json"})
+                outputs += len(set(inner) - {SEAL, START, OUTCOME, "environment.json", "observed.json"})
             if outputs:
                 skipped.append(f"output of the ranks and the like: {outputs} files in attempts/")
             for name in sorted(self._top - {"steps", "states", "attempts", "checkpoints", COPY, END, *_FOR_READING}):

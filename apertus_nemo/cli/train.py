@@ -17,6 +17,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.recipe import overrides as grammar
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe, compose, parse_multirun
+from apertus_nemo.recipe.time_limit import sets_time_limit
 
 EPILOG = """\
   optim.lr=1e-3,2e-3  with --multirun: one run for each value (also range(), choice(), glob())
@@ -27,11 +28,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Everything is composed and checked before the first run starts."""
     options = parser().parse_intermixed_args(arguments)
     if options.resume is not None:
-        if options.overrides or options.recipes or options.run_dir is not None or options.multirun:
+        others = [text for text in options.overrides if not sets_time_limit(text)]
+        if others or options.recipes or options.run_dir is not None or options.multirun:
             raise InputError(
-                "--resume takes everything from the lock of the run: give no recipe, override or --run-dir"
+                "--resume takes everything from the lock of the run: give no recipe, --run-dir or override but "
+                "trainer.max_time"
             )
-        _train(None, options.resume, as_json=options.json, quiet=options.quiet, allow_dirty=options.allow_dirty)
+        _train(
+            options.overrides,
+            options.resume,
+            as_json=options.json,
+            quiet=options.quiet,
+            allow_dirty=options.allow_dirty,
+        )
         return 0
     members = _members(options.overrides, options.multirun, options.recipes)
     resolved = [_checked(member, options.recipes, len(members)) for member in members]
@@ -52,7 +61,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the run is kept, and goes on if it was begun (default: runs/NAME-N)",
     )
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR, by its lock alone")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR, by its lock alone; trainer.max_time may be another",
+    )
     parser.add_argument("--multirun", "-m", action="store_true", help="expand sweeps; each member is a run of its own")
     parser.add_argument(
         "--allow-dirty",
@@ -99,21 +113,21 @@ def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -
 
 
 def _train(
-    resolved: ResolvedRecipe | None, run_directory: Path, *, as_json: bool, quiet: bool, allow_dirty: bool
+    resolved: ResolvedRecipe | list[str], run_directory: Path, *, as_json: bool, quiet: bool, allow_dirty: bool
 ) -> None:
-    """Train `resolved` in the folder; None: go on with what was begun there."""
+    """Train `resolved` in the folder; overrides: go on with what was begun there."""
     from apertus_nemo.launch import local
     from apertus_nemo.launch.show import Display
 
     display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None)
     cache = local.default_cache(os.environ)
     try:
-        if resolved is None:
-            summary = local.go_on(run_directory, cache=cache, display=display)
+        if isinstance(resolved, list):
+            summary = local.go_on(run_directory, cache=cache, display=display, overrides=resolved)
         else:
             summary = local.train(resolved, run_directory, cache=cache, display=display, allow_dirty=allow_dirty)
     except BaseException:
-        if resolved is not None:
+        if not isinstance(resolved, list):
             with contextlib.suppress(OSError):
                 run_directory.rmdir()  # only where nothing was written yet
         raise

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from apertus_nemo.launch.environment import rank_environment, secrets
 from apertus_nemo.launch.heartbeat import Board, Watch, examine
 from apertus_nemo.launch.resume import claimed, last_line, look_at, planned_steps, read_lock, refuse_other_run
 from apertus_nemo.launch.show import Display
+from apertus_nemo.launch.time_limit import NO_LIMIT, TimeLimit, last_time_limit, time_limit_of, write_start
 from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
@@ -76,10 +77,13 @@ def train(
 ) -> Summary:
     """Check the recipe, prepare its data, write the lock, and train in `run_directory`; a run there goes on.
 
+    The time that `trainer.max_time` gives begins now.
+
     `allow_dirty`: also from a checkout with changes, which the record then keeps.
     Raises InputError (also for another run in `run_directory`), Differs (data that are not what their manifest says,
     a step that is not what was logged) or UnfitEnvironment.
     """
+    began = time.monotonic()
     run, display = resolved.config, display or Display()
     check(run)
     if run.cluster.kind != "local":
@@ -100,16 +104,26 @@ def train(
     files = {"source.tar": source.archive}
     if source.patch is not None:
         files["source.patch"] = source.patch
-    return launch(lock, run_directory, files=files, corpus=corpus, cache=cache, display=display, go_on=True)
+    limit = TimeLimit(run.trainer.max_time, began)
+    return launch(
+        lock, run_directory, files=files, corpus=corpus, cache=cache, display=display, go_on=True, limit=limit
+    )
 
 
-def go_on(run_directory: Path, *, cache: Path, display: Display | None = None) -> Summary:
+def go_on(
+    run_directory: Path, *, cache: Path, display: Display | None = None, overrides: Sequence[str] = ()
+) -> Summary:
     """Go on with the run in `run_directory`; everything is taken from its lock, which must hold here and now.
+
+    Only the time limit is of the start: that of `overrides`, else the one that the start before had.
 
     Raises what `train` does; InputError, with the field, where something pinned is not as in the lock.
     """
+    began = time.monotonic()
     display = display or Display()
-    held = read_lock(RunDirectory.open(run_directory))
+    directory = RunDirectory.open(run_directory)
+    text = time_limit_of(overrides) if overrides else last_time_limit(directory)
+    held = read_lock(directory)
     run = from_tree(held.tree["config"])
     source = find_source(allow_dirty=True)  # changes are in the lock, or refused as a difference
     corpus, data = prepare_data(run, cache, display)
@@ -122,7 +136,8 @@ def go_on(run_directory: Path, *, cache: Path, display: Display | None = None) -
     )
     if RELAUNCH in held.tree:
         lock = RunLock({**lock.tree, RELAUNCH: held.tree[RELAUNCH]})
-    return launch(lock, run_directory, files={}, corpus=corpus, cache=cache, display=display, go_on=True)
+    limit = TimeLimit(text, began)
+    return launch(lock, run_directory, files={}, corpus=corpus, cache=cache, display=display, go_on=True, limit=limit)
 
 
 def launch(
@@ -134,6 +149,7 @@ def launch(
     cache: Path,
     display: Display,
     go_on: bool = False,
+    limit: TimeLimit = NO_LIMIT,
 ) -> Summary:
     """Start the run that a lock describes in `run_directory`; `files` go beside the lock.
 
@@ -154,7 +170,9 @@ def launch(
         else:
             directory = RunDirectory.create(run_directory, lock=lock, recipe_yaml=readable_recipe(lock), files=files)
         display.phase("starting NeMo")
-        start = Start(directory, directory.new_attempt(), step, corpus, cache, claim)
+        attempt = directory.new_attempt()
+        write_start(directory, attempt=attempt, checkpoint_step=step, max_time=limit.text)
+        start = Start(directory, attempt, step, corpus, cache, claim, limit)
         return run_ranks(run, start, display=display)
 
 
@@ -207,6 +225,7 @@ class Start:
     corpus: Path
     cache: Path
     claim: int  # descriptor that holds the run directory; the ranks inherit it
+    limit: TimeLimit = NO_LIMIT
 
 
 class _Ranks:
@@ -255,6 +274,8 @@ class _Ranks:
                 _write_environment(folder / "environment.json", {**environment, **dict.fromkeys(hidden, "(secret)")})
             step = "-" if begin.step is None else str(begin.step)
             attempt = [str(begin.directory.path.resolve()), str(begin.attempt), step, str(os.getpid())]
+            left_s = begin.limit.left_s(time.monotonic())
+            attempt.append("-" if left_s is None else f"{left_s:.3f}")
             worker = ["-m", "apertus_nemo.training.worker", *attempt]
             with log.open("wb") as output, signals_held():
                 self.processes.append(

@@ -24,6 +24,7 @@ from apertus_nemo.errors import InputError, UnfitEnvironment
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.record.canonical import dumps, is_unknown
+from apertus_nemo.record.checkpoint_list import read_list
 from apertus_nemo.record.checkpoints import newest_whole
 from apertus_nemo.record.files import read_bytes, reading, writing
 from apertus_nemo.record.lock import RunLock
@@ -132,6 +133,9 @@ def look_at(directory: RunDirectory, lock: RunLock, run: RunConfig, *, warn: Cal
         if done is not None and done >= steps:
             return State(True, None, logged, steps)
     step = newest_whole(directory, lock_digest=lock.digest, last_logged=logged, warn=warn)
+    for made in read_list(directory.path).made.values():
+        if made.step > (step or 0) and not made.pruned and not directory.checkpoint(made.step).exists():
+            warn(f"{directory.checkpoint(made.step)} was removed, and not by the run; passed over")
     return State(False, step, logged, steps)
 
 

@@ -450,6 +450,26 @@ def local_cluster(c: RunConfig) -> Iterator[Finding]:
         )
 
 
+@rule
+def kept_checkpoints(c: RunConfig) -> Iterator[Finding]:
+    """A policy that keeps what is never made, or what is kept anyway, is not what was meant."""
+    t = c.trainer
+    if not t.keep_every_steps:
+        return
+    if not t.keep_checkpoints:
+        yield Finding(
+            ("trainer.keep_every_steps", "trainer.keep_checkpoints"),
+            "without a number of checkpoints to keep, all are kept",
+            "set trainer.keep_checkpoints to how many of the newest stay besides",
+        )
+    if not t.checkpoint_every_steps or t.keep_every_steps % t.checkpoint_every_steps:
+        yield Finding(
+            ("trainer.keep_every_steps", "trainer.checkpoint_every_steps"),
+            "at some of the steps to be kept for ever no checkpoint is made",
+            "make trainer.keep_every_steps a multiple of trainer.checkpoint_every_steps",
+        )
+
+
 # --- the promise ---
 
 

@@ -120,7 +120,10 @@ class TrainerConfig:
     precision: str = "fp32"  # "fp32", or "bf16" with fp32 master weights
     seed: int = 28  # of the initial weights
     max_steps: int | None = None  # stop after so many steps; the schedules do not move
+    max_time: str | None = None  # "DD:HH:MM:SS" a start; then saved and left. No part of the lock: see docs/train.md
     checkpoint_every_steps: int = 0  # 0: only at the end
+    keep_checkpoints: int = 0  # so many of the newest stay; 0: all
+    keep_every_steps: int = 0  # and, for ever, those of steps that it divides; 0: none for that reason
     collective_timeout_s: int = 600  # a collective that takes longer ends the run
     heartbeat_timeout_s: int = 300  # no rank goes on for longer in a step: the run is ended; 0: never
     tensorboard: bool = True  # curves in the run directory, under logs/tensorboard

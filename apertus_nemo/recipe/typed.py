@@ -22,6 +22,7 @@ from apertus_nemo.recipe import schema
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.suggest import nearest
 from apertus_nemo.recipe.text import shorten
+from apertus_nemo.recipe.time_limit import time_limit_s
 from apertus_nemo.recipe.values import ALLOWED
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -205,4 +206,6 @@ def _scalar(kind: type, value: object, row: str) -> Any:
 def _is_good_text(value: str, row: str) -> bool:
     if row == "name":  # becomes a part of a folder's name
         return _NAME.fullmatch(value) is not None
+    if row == "trainer.max_time":
+        return time_limit_s(value) is not None
     return 0 < len(value) <= _MAX_TEXT and value.isprintable()

@@ -134,7 +134,12 @@ ALLOWED: dict[str, Allowed] = {
     "trainer.precision": _choice("bf16 keeps its master weights in fp32", "fp32", "bf16"),
     "trainer.seed": _SEED,
     "trainer.max_steps": Allowed("it counts steps; null runs to the end", low=1, high=1 << 40),
+    "trainer.max_time": Allowed(
+        'it is days, hours, minutes and seconds, as "00:03:55:00", and more than none; in YAML, in quotes'
+    ),
     "trainer.checkpoint_every_steps": _STEPS,
+    "trainer.keep_checkpoints": Allowed("it counts checkpoints; 0 keeps all", low=0, high=1 << 30),
+    "trainer.keep_every_steps": _STEPS,
     "trainer.collective_timeout_s": Allowed("ranks must not wait for a dead one for ever", low=1, high=86400),
     "trainer.heartbeat_timeout_s": Allowed("it bounds the silence of ranks; 0 turns it off", low=0, high=604800),
     "trainer.tensorboard": _SWITCH,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apertus_nemo.errors import InputError
-from apertus_nemo.record.canonical import loads_canonical
+from apertus_nemo.record.canonical import loads_canonical, sha256_hex
 from apertus_nemo.record.files import file_sha256, read_bytes, reading, tree_names
 from apertus_nemo.record.run_dir import RunDirectory
 
@@ -40,6 +40,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or tree.get("version") != MANIFEST_VERSION or type(tree.get("step")) is not int:
         raise InputError(f"{path} is not the manifest of a checkpoint of version {MANIFEST_VERSION}")
     return tree
+
+
+def manifest_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """SHA-256 and content of the manifest of a committed checkpoint. Raises InputError where `folder` is not one."""
+    tree = read_manifest(folder)
+    return sha256_hex(read_bytes(folder / MANIFEST, max_bytes=MAX_MANIFEST_BYTES)), tree
+
+
+def committed_steps(run: RunDirectory) -> list[int]:
+    """Steps by the names of the folders in `checkpoints/`, ascending; nothing of them is read."""
+    if not run.checkpoints.is_dir():
+        return []
+    with reading(run.checkpoints):
+        return sorted(int(match[1]) for name in os.listdir(run.checkpoints) if (match := _NAME.match(name)))
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.recipe.time_limit import without_time_limit
 from apertus_nemo.record.canonical import dumps, loads_canonical, sha256_hex, unknown
 from apertus_nemo.record.machine import machine
 from apertus_nemo.record.secrets import leaves, override_pairs, refuse_secrets
@@ -161,7 +162,7 @@ def build_lock(
     data: PinnedData | None,
     surroundings: Surroundings | None = None,
 ) -> RunLock:
-    """The lock of a resolved recipe.
+    """The lock of a resolved recipe; without its time limit, which each start has for itself.
 
     `overrides` as typed; `environment` as the ranks will have it (only names in ENVIRONMENT are taken); `data` is
     None while they are not built; `surroundings` default to those of this process.
@@ -170,6 +171,7 @@ def build_lock(
     """
     here = look() if surroundings is None else surroundings
     tree = to_tree(config)
+    tree["trainer"]["max_time"] = None
     pinned = {name: environment[name] for name in ENVIRONMENT if name in environment}
     refuse_secrets(leaves(tree), where="the recipe")
     refuse_secrets(override_pairs(overrides), where="the overrides")
@@ -184,7 +186,7 @@ def build_lock(
             "image": config.image.reference or unknown("no image: the installed packages are listed one by one"),
             "initial_state": {"kind": "none"},
             "level": config.reproducibility.level,
-            "overrides": list(overrides),
+            "overrides": without_time_limit(overrides),
             "packages": dict(here.packages),
             "python": dict(here.python),
             "schema_version": SCHEMA_VERSION,

@@ -26,16 +26,17 @@ FORMAT = 1
 KIND = "apertus-nemo seal"
 END = "end.json"
 SEAL = "seal.json"  # in the folder of an attempt
+START = "start.json"  # there too: what the attempt was started with
 MAX_BYTES = 16 * 2**20
 
 # What end.json holds the SHA-256 of. Not: steps/ and states/ (the chain covers them), the files of checkpoints (their
 # manifests do), and what processes still write at the end (output of ranks) or people read only (TensorBoard).
-_ROOT = re.compile(r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+)\Z")
+_ROOT = re.compile(r"(?:checkpoints\.json|lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+)\Z")
 _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-[0-9]{9}\Z")
 SEALED = re.compile(
-    r"(?:lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+"
-    r"|attempts/[0-9]{3,6}/(?:environment|observed|outcome|seal)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
+    r"(?:checkpoints\.json|lock\.json|observed\.json|recipe\.yaml|relaunch\.json|source\.[a-z.]+"
+    r"|attempts/[0-9]{3,6}/(?:environment|observed|outcome|seal|start)\.json|checkpoints/step-[0-9]{9}/manifest\.json)\Z"
 )
 
 
@@ -143,6 +144,7 @@ def _sealed(folder: Path) -> list[str]:
                 "outcome.json",
             ),  # of earlier attempts: this one's is written when the ranks are gone
             ("attempts", _ATTEMPT, SEAL),
+            ("attempts", _ATTEMPT, START),
             ("checkpoints", _CHECKPOINT, "manifest.json"),
         ):
             inner = os.listdir(folder / parent) if (folder / parent).is_dir() else []

@@ -83,6 +83,8 @@ class Recorder(pl.Callback):
         elif self._log is not None and self._directory.state(step).exists():
             self._compare(state)
         self._consumed = self._plan.consumed_samples(step)
+        if self._stop is not None:
+            self._stop.begun()
         self._progress.send("phase", text=FIRST_STEP)
         self._heart.beat(FIRST, step + 1)
         self._started = time.perf_counter()
@@ -153,7 +155,16 @@ class Recorder(pl.Callback):
                 self._log.sync()
                 write_seal(self._directory.path, attempt=self._attempt, mark=self._log.mark())
             self._progress.send("phase", text=f"saving checkpoint of step {step}")
-            save_checkpoint(trainer, self._directory, attempt=self._attempt, step=step, lock_digest=self._lock_digest)
+            save_checkpoint(
+                trainer,
+                self._directory,
+                attempt=self._attempt,
+                step=step,
+                lock_digest=self._lock_digest,
+                policy=settings,
+            )
+            if self._stop is not None:
+                self._stop.saved()
         self._heart.beat(STEP)
         if stopping:
             self.stopped = step

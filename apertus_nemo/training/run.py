@@ -15,6 +15,7 @@ from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import sha256_hex
+from apertus_nemo.record.checkpoint_list import read_list
 from apertus_nemo.record.checkpoints import checkpoint_step
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
@@ -22,6 +23,7 @@ from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_line import StepLogHeader, new_run_id
 from apertus_nemo.record.step_log import StepLogWriter
 from apertus_nemo.training.assemble import DataModel, build_trainer, prepare_process
+from apertus_nemo.training.checkpoint import prune, take_stock
 from apertus_nemo.training.heartbeat import BUILDING, ENDING, Heart
 from apertus_nemo.training.loggers import Charts
 from apertus_nemo.training.observe import take_observation
@@ -110,6 +112,7 @@ def train(
         observed = take_observation(run, directory, attempt=place.attempt)
         header = StepLogHeader(lock_digest=lock_digest, run_id=new_run_id(), observation_digest=sha256_hex(observed))
         log = StepLogWriter.open(directory.steps, header)
+        take_stock(directory, lock_digest=lock_digest)
     recorder = Recorder(
         run,
         directory,
@@ -141,10 +144,18 @@ def train(
     if log is not None:
         log.sync()
         if recorder.stopped is None:
+            _end_pruning(run, directory, attempt=place.attempt, step=recorder.last_step)
             write_end(directory.path, attempt=place.attempt, mark=log.mark())
         log.close()
     torch.distributed.barrier()
     return trainer
+
+
+def _end_pruning(run: RunConfig, directory: RunDirectory, *, attempt: int, step: int) -> None:
+    """What a kill after the last commit has left undone."""
+    listed = read_list(directory.path)
+    if listed.made:
+        prune(directory, listed, attempt=attempt, newest=step, policy=run.trainer)
 
 
 def _warn(progress: Progress, text: str) -> None:

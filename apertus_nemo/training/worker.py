@@ -1,6 +1,7 @@
-"""One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT STEP LAUNCHER`.
+"""One rank of a run: `python -m apertus_nemo.training.worker RUN_DIRECTORY ATTEMPT STEP LAUNCHER SECONDS`.
 
-STEP is that of the checkpoint to go on from ("-": none), LAUNCHER the process id of the launcher.
+STEP is that of the checkpoint to go on from ("-": none), LAUNCHER the process id of the launcher, SECONDS what is
+left of `trainer.max_time` ("-": as long as it takes).
 
 Reads `lock.json` and nothing else of the launching side; RANK, LOCAL_RANK and WORLD_SIZE say which rank it is.
 An error of the user's is one line in the pipe to the launcher and the exit code of its kind; anything else is
@@ -14,6 +15,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ from apertus_nemo.training.progress import Progress
 
 def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Train as this rank until the run ends; the exit code."""
+    began = time.monotonic()
     Heart.listen()
     _die_with_launcher(int(arguments[3]))
     heart = Heart.from_environment(environment)
@@ -41,7 +44,8 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
         from apertus_nemo.training.run import train_rank
         from apertus_nemo.training.stopping import Stop
 
-        stop = Stop()
+        left = None if arguments[4] == "-" else float(arguments[4]) - (time.monotonic() - began)
+        stop = Stop(time_s=left)
         stop.listen()
         train_rank(
             Path(arguments[0]),

@@ -23,17 +23,21 @@ def run_steps(
     perturb: int | None = None,
     fill: float | None = None,
     attempt: int = 0,
+    lock_digest: str = "0" * 64,
+    limits_s: list[float | None] | None = None,
 ) -> dict[str, Any]:
     """Train `tiny_pretrain` with overrides in the run directory `folder`, which exists; what the last step left.
 
     perturb: seed of a coin that moves every initial weight to the next float, up or down (one process only).
     fill: put this value into every weight and optimizer state before a checkpoint is loaded.
+    limits_s: the time that each rank has; a run that is over before its last step answers where it stopped.
     The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
     """
     from apertus_nemo.training import imports
     from apertus_nemo.training.assemble import prepare_process
     from apertus_nemo.training.progress import Progress
     from apertus_nemo.training.run import Place, train
+    from apertus_nemo.training.stopping import Stop
 
     run = compose("tiny_pretrain", overrides).config
     prepare_process(run)
@@ -49,11 +53,12 @@ def run_steps(
     trainer = train(
         run,
         RunDirectory(Path(folder)),
-        lock_digest="0" * 64,
+        lock_digest=lock_digest,
         place=place,
         progress=Progress(None),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         callbacks=[start],
+        stop=None if limits_s is None else Stop(time_s=limits_s[rank]),
     )
     result: dict[str, Any] = {
         "step": trainer.global_step,

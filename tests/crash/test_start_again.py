@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -86,6 +87,29 @@ def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], 
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_time_limit(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Shorter than any start: one step each, until there is no limit. That the end is the same: test_stopped.py."""
+    limit = "trainer.max_time=00:00:00:01"
+    for step, arguments in enumerate((["--run-dir", "run", *SETTINGS, limit], ["--resume", "run"]), 1):
+        done = train(arguments, tmp_path, environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"stopped after step {step} of {STEPS}; go on with: apertus-nemo train --resume run\n"
+    other = train(["--resume", "run", limit, "optim.lr=1e-3"], tmp_path, environment)
+    assert other.returncode == 2
+    assert other.stderr == (
+        "apertus-nemo: --resume takes everything from the lock of the run: give no recipe, --run-dir or override but "
+        "trainer.max_time\n"
+    )
+    done = train(["--resume", "run", "trainer.max_time=null"], tmp_path, environment)
+    assert (done.returncode, done.stdout.split(",")[0]) == (0, f"{STEPS} steps"), done.stderr
+    assert apertus(["verify", "run"], folder=tmp_path, environment=environment).returncode == 0
+    noted = [json.loads((tmp_path / f"run/attempts/00{n}/start.json").read_bytes()) for n in range(3)]
+    found = [(note["checkpoint_step"], note["max_time"]) for note in noted]
+    assert found == [(None, "00:00:00:01"), (1, "00:00:00:01"), (2, None)]
+
+
+@pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["one", "tp2", "dp2"])
 def test_killed_from_outside(tmp_path: Path, environment: dict[str, str], layout: str) -> None:
@@ -106,6 +130,10 @@ def test_killed_from_outside(tmp_path: Path, environment: dict[str, str], layout
             process.communicate(timeout=60.0)
         assert process.returncode == (3 if whom == "rank" else -signal.SIGKILL)
         assert not (tmp_path / "run" / "end.json").exists()
+        so_far = apertus(["verify", "run"], folder=tmp_path, environment=environment)
+        assert (so_far.returncode, so_far.stdout.startswith("whole so far: unfinished, ")) == (0, True), so_far.stdout
     done = train(start, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     identical(tmp_path, environment)
+    whole = apertus(["verify", "run"], folder=tmp_path, environment=environment)
+    assert (whole.returncode, whole.stdout.splitlines()[0]) == (0, f"whole: finished at step {STEPS}"), whole.stdout

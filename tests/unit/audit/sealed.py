@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.checkpoint_list import CheckpointList, Made, write_list
 from apertus_nemo.record.files import tree_manifest
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
@@ -33,8 +35,13 @@ def make_sealed(
     pinned: RunLock | None = None,
     segment_lines: int = SEGMENT_LINES,
     saved: tuple[int, ...] = SAVED,
+    prune: bool = False,
 ) -> Path:
-    """A run directory of two attempts, with states, checkpoints and source; without its end if not `finished`."""
+    """A run directory of two attempts, with states, checkpoints and source; without its end if not `finished`.
+
+    prune: the run has removed its first checkpoint once it had another one.
+    """
+    listed = CheckpointList()
     archive, patch = b"an archive\n" * 20, b"a patch\n" * 5
     tree = dict((pinned or lock()).tree)
     tree["source"] = {**tree["source"], "archive_sha256": sha256(archive), "patch": {"sha256": sha256(patch)}}
@@ -59,6 +66,12 @@ def make_sealed(
             if number in saved:
                 write_seal(run.path, attempt=0 if number == saved[0] else 1, mark=log.mark())
                 checkpoint(run.checkpoint(number), number)
+                manifest = sha256((run.checkpoint(number) / "manifest.json").read_bytes())
+                listed = listed.committed(Made(number, manifest, 0 if number == saved[0] else 1))
+                if prune and number > saved[0]:
+                    listed = listed.pruned([saved[0]])
+                    shutil.rmtree(run.checkpoint(saved[0]))
+                write_list(run.path, listed)
         if finished:
             write_end(run.path, attempt=1, mark=log.mark())
     return run.path

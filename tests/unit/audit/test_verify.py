@@ -22,6 +22,7 @@ from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.attempts import Outcome, write_outcome
 from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.checkpoint_list import CheckpointList, read_list, write_list
 from apertus_nemo.record.seal import write_end
 from apertus_nemo.record.step_log import StepLogHeader, StepLogWriter
 from tests.golden.test_record import RUN as GOLDEN
@@ -178,7 +179,73 @@ def test_a_checkpoint_that_was_removed_is_told(tmp_path: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000000010")
     result = verify(run)
     assert (result.findings, result.checkpoints, result.finished) == ([], [20], True)
-    assert "checkpoints/step-000000010: is not here, though end.json names it" in result.not_checked
+    assert (result.removed, result.pruned) == ([10], [])
+    assert (
+        "checkpoints/step-000000010: is not here, though checkpoints.json names it: somebody removed it, not the run"
+        in result.not_checked
+    )
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_checkpoint_that_the_run_pruned_is_told_from_one_that_somebody_removed(
+    tmp_path: Path, finished: bool
+) -> None:
+    run = make_sealed(tmp_path / "run", prune=True, finished=finished)
+    result = verify(run)
+    assert (result.findings, result.checkpoints, result.finished) == ([], [20], finished)
+    assert (result.removed, result.pruned) == ([], [10])
+    told = "pruned by the run's own policy (trainer.keep_checkpoints): checkpoint of step 10"
+    assert told in result.notes
+    assert not any("checkpoint" in item and "not here" in item for item in result.not_checked)
+    shutil.rmtree(run / "checkpoints" / "step-000000020")
+    result = verify(run)
+    assert (result.findings, result.removed, result.pruned) == ([], [20], [10])
+
+
+def test_a_record_from_before_the_list_of_checkpoints(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run", finished=False)
+    (run / "checkpoints.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-000000010")
+    result = verify(run)
+    assert (result.findings, result.checkpoints, result.removed) == ([], [20], [])
+    assert any("manifests of checkpoints: only end.json covers them" in item for item in result.not_checked)
+
+
+def test_the_list_covers_the_manifests_of_an_unfinished_run(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run", finished=False)
+    file = run / "checkpoints" / "step-000000010" / "manifest.json"
+    tree = json.loads(file.read_bytes())
+    file.write_bytes(dumps({**tree, "files": {}}))
+    found = [(f.file, f.what) for f in verify(run).findings]
+    assert found[0] == (
+        "checkpoints/step-000000010/manifest.json",
+        "is not the one that checkpoints.json names: it was changed or exchanged",
+    )
+    file.write_bytes(dumps(tree))
+    shutil.copytree(file.parent, file.parent.with_name("step-000000015"))
+    copied = run / "checkpoints" / "step-000000015" / "manifest.json"
+    copied.write_bytes(dumps({**tree, "step": 15}))
+    assert [(f.file, f.what) for f in verify(run).findings] == [
+        ("checkpoints/step-000000015/manifest.json", "is none that checkpoints.json names: it was added")
+    ]
+    shutil.rmtree(copied.parent)
+    (run / "checkpoints.json").write_bytes((run / "checkpoints.json").read_bytes().replace(b"false", b"true"))
+    assert [(f.file, f.what) for f in verify(run).findings] == [
+        ("checkpoints.json", "does not have the digest that it names: it was changed after it was written")
+    ]
+
+
+def test_a_checkpoint_that_a_kill_left_between_its_commit_and_its_note(tmp_path: Path) -> None:
+    run = make_sealed(tmp_path / "run", finished=False)
+    listed = read_list(run)
+    before = CheckpointList({10: listed.made[10]})
+    for list_at_the_kill in (before.begun(listed.made[20]), listed.pruned([10]), before.begun(listed.made[20])):
+        write_list(run, list_at_the_kill)
+        result = verify(run)
+        assert (result.findings, result.checkpoints, result.removed, result.pruned) == ([], [10, 20], [], [])
+    shutil.rmtree(run / "checkpoints" / "step-000000020")  # killed before the commit
+    result = verify(run)
+    assert (result.findings, result.checkpoints, result.removed, result.pruned) == ([], [10], [], [])
 
 
 def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:

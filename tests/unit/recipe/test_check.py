@@ -54,6 +54,18 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"model__num_query_groups": 8},
     ),
     (
+        "kept_checkpoints",
+        {"trainer__keep_every_steps": 10, "trainer__checkpoint_every_steps": 5},
+        "trainer.keep_every_steps=10, trainer.keep_checkpoints=0: without a number of checkpoints to keep, all are kept; set trainer.keep_checkpoints to how many of the newest stay besides",
+        {"trainer__keep_every_steps": 10, "trainer__checkpoint_every_steps": 5, "trainer__keep_checkpoints": 1},
+    ),
+    (
+        "kept_checkpoints",
+        {"trainer__keep_every_steps": 12, "trainer__checkpoint_every_steps": 5, "trainer__keep_checkpoints": 1},
+        "trainer.keep_every_steps=12, trainer.checkpoint_every_steps=5: at some of the steps to be kept for ever no checkpoint is made; make trainer.keep_every_steps a multiple of trainer.checkpoint_every_steps",
+        {"trainer__keep_every_steps": 5, "trainer__checkpoint_every_steps": 5, "trainer__keep_checkpoints": 1},
+    ),
+    (
         "head_is_even",
         {"model__head_dim": 15},
         "model.head_dim=15: rotary embedding turns the elements of a head in pairs; make it an even number",

@@ -58,6 +58,8 @@ def strategy(kind: Any, key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(row.choices)
     if kind is bool:
         return st.booleans()
+    if key == "trainer.max_time":
+        return st.from_regex(r"[0-9]{2}:[01][0-9]:[0-5][0-9]:[0-5][1-9]", fullmatch=True)
     if kind is int:
         assert row.low is not None
         assert row.high is not None
