@@ -17,6 +17,7 @@ their differences alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -57,8 +58,9 @@ class CoreAttention(torch.nn.Module):
         pg_collection: Any = None,
     ) -> None:
         super().__init__()
-        if config.context_parallel_size != 1:
-            raise ApertusError("core attention does not know context parallelism: config.py refuses it")
+        self.context_parallel_group = None
+        if config.context_parallel_size > 1:
+            self.context_parallel_group = pg_collection.cp
         if config.attention_dropout or attention_dropout:
             raise ApertusError("core attention has no dropout: Apertus has none")
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
@@ -76,32 +78,80 @@ class CoreAttention(torch.nn.Module):
         """Queries [sequence, batch, heads, head_dim], keys and values [sequence, batch, groups, head_dim] of this
         rank -> [sequence, batch, heads * head_dim].
 
-        `attention_mask` is None (causal over the whole sample) or what `document_borders` gives; anything else is
-        our own fault.
+        `attention_mask` is None (causal over the whole sample) or what `document_borders` gives for whole samples;
+        anything else is our own fault.
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ApertusError("core attention takes neither bias nor packed sequences")
-        length, batch, heads, width = query.shape
+        held, batch, heads, width = query.shape
+        chunks, length = [(0, held)], held
+        if self.context_parallel_group is not None:
+            size, rank = self.context_parallel_group.size(), self.context_parallel_group.rank()
+            chunks, length = chunks_of_rank(rank, size, held * size), held * size
+            key, value = _gathered(key, value, self.context_parallel_group)
         groups = key.shape[2]
         sharing = heads // groups
         # each (sample, group) is one entry of SDPA's batch; its query heads see one key and value head, by stride 0
-        q = query.reshape(length, batch * groups, sharing, width).permute(1, 2, 0, 3)
+        q = query.reshape(held, batch * groups, sharing, width).permute(1, 2, 0, 3)
         k = key.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
         v = value.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
         attend = _exact_causal if q.device.type == "cpu" else _causal
         if attention_mask is None:
-            context = attend(q, k, v, self.softmax_scale)
+            rows = [(slice(None), [0, length])]
         else:
-            samples = []
-            for row, borders in enumerate(_borders_by_sample(attention_mask, batch, length)):
-                entries = slice(row * groups, (row + 1) * groups)
-                parts = []
-                for start, stop in pairwise(borders):
-                    q_d, k_d, v_d = (t[entries, :, start:stop] for t in (q, k, v))
-                    parts.append(attend(q_d, k_d, v_d, self.softmax_scale))
-                samples.append(torch.cat(parts, dim=2))
-            context = torch.cat(samples)
-        return context.permute(2, 0, 1, 3).reshape(length, batch, heads * width)
+            every = enumerate(_borders_by_sample(attention_mask, batch, length))
+            rows = [(slice(row * groups, (row + 1) * groups), borders) for row, borders in every]
+        samples = []
+        for entries, borders in rows:
+            parts = []
+            for first, last, start, stop in _queries(chunks, borders):
+                seen = slice(start, stop)
+                parts.append(
+                    attend(q[entries, :, first:last], k[entries, :, seen], v[entries, :, seen], self.softmax_scale)
+                )
+            samples.append(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0])
+        context = torch.cat(samples) if len(samples) > 1 else samples[0]
+        return context.permute(2, 0, 1, 3).reshape(held, batch, heads * width)
+
+
+def chunks_of_rank(rank: int, size: int, length: int) -> list[tuple[int, int]]:
+    """[start, stop) of the two chunks of a sample of `length` positions that a context-parallel rank holds, in order.
+
+    Raises ApertusError where the chunks are not whole.
+    """
+    width, rest = divmod(length, 2 * size)
+    if rest:
+        raise ApertusError(f"{length} positions are not {2 * size} equal chunks")
+    return [(chunk * width, (chunk + 1) * width) for chunk in (rank, 2 * size - 1 - rank)]
+
+
+def _queries(chunks: list[tuple[int, int]], borders: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """What this rank computes of a sample, piece by piece in the order in which it holds it: one document in one chunk.
+
+    (first, last): the queries, counted as this rank holds them; (start, stop): the positions in the sample that the
+    last query sees. Queries are the last of these positions.
+    """
+    begin = 0
+    for left, right in chunks:
+        for start, end in pairwise(borders):
+            top, stop = max(left, start), min(right, end)
+            if top < stop:
+                yield begin + top - left, begin + stop - left, start, stop
+        begin += right - left
+
+
+def _gathered(key: Tensor, value: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values [positions held, batch, groups, head_dim] -> [sequence, batch, groups, head_dim] of the sample.
+
+    One all-gather forward; backward, one reduce-scatter of the gradients that all ranks' queries give.
+    """
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    size, width = group.size(), key.shape[-1]
+    both = gather_from_sequence_parallel_region(torch.cat((key, value), dim=-1), group=group)
+    by_rank = both.view(size, 2, -1, *both.shape[1:])  # rank r: chunks r and 2 size - 1 - r
+    whole = torch.cat((by_rank[:, 0], by_rank[:, 1].flip(0))).flatten(0, 1)
+    return whole[..., :width], whole[..., width:]
 
 
 def _borders_by_sample(borders: Tensor, batch: int, length: int) -> list[list[int]]:
@@ -160,26 +210,36 @@ def packed(base: Any) -> Any:
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    """Queries [entries, sharing, n, width] are the last n of the positions of keys and values."""
+    if q.shape[2] == k.shape[2]:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler
+
+    mask: Any = causal_lower_right(q.shape[2], k.shape[2])
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _exact_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """SDPA's plain kernel, a block of queries at a time.
+    """As `_causal`, by SDPA's plain kernel, a block of queries at a time.
 
     On CPUs with AVX-512 the fused kernel of torch 2.13 takes exp() from an approximation good to some 20 bits: seen
     from one process, the gradient norm under TP=2 was off by 1.8e-6 instead of 3e-7.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        length = q.shape[2]
-        if length <= _QUERY_BLOCK:
-            return _causal(q, k, v, scale)
+        length, before = q.shape[2], k.shape[2] - q.shape[2]
+        if length <= _QUERY_BLOCK and before == 0:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         blocks = []
         for start in range(0, length, _QUERY_BLOCK):
             stop = min(start + _QUERY_BLOCK, length)
-            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).tril(diagonal=start)
+            mask = torch.ones(stop - start, before + stop, dtype=torch.bool, device=q.device)
             blocks.append(
                 torch.nn.functional.scaled_dot_product_attention(
-                    q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=mask, scale=scale
+                    q[:, :, start:stop],
+                    k[:, :, : before + stop],
+                    v[:, :, : before + stop],
+                    attn_mask=mask.tril(diagonal=before + start),
+                    scale=scale,
                 )
             )
-        return torch.cat(blocks, dim=2)
+        return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]

@@ -291,12 +291,6 @@ def virtual_pipeline(c: RunConfig) -> Iterator[Finding]:
             (VPP, PP), "virtual stages interleave on a pipeline, and there is none", f"set {VPP}=null, or {PP} above 1"
         )
         return
-    if c.trainer.accelerator == "cpu":
-        yield Finding(
-            (VPP, "trainer.accelerator"),
-            "on the CPU, Megatron frees pipeline outputs that gloo still sends: wrong losses, without any error",
-            f"set {VPP}=null",
-        )
     if not _ranks_fit(c):
         return
     for key, size in _batch_sizes(c):
@@ -322,26 +316,23 @@ def sequence_parallel(c: RunConfig) -> Iterator[Finding]:
             "the sequence is cut over tensor-parallel ranks, and there is one",
             f"set {SP}=false, or {TP} above 1",
         )
-    elif c.data.seq_length % size:
+        return
+    both = size * c.parallel.context_parallel_size
+    if c.data.seq_length % both:
+        cut = (TP, SP) if both == size else (TP, CP, SP)
         yield Finding(
-            ("data.seq_length", TP, SP),
-            f"{c.data.seq_length} positions cannot be shared evenly by {size} ranks",
-            "choose a sequence length that is a multiple of it",
+            ("data.seq_length", *cut),
+            f"{c.data.seq_length} positions cannot be shared evenly by {both} ranks",
+            f"choose a sequence length that is a multiple of {both}",
         )
 
 
 @rule
 def context_parallel(c: RunConfig) -> Iterator[Finding]:
-    """Plain Megatron attention has no context parallelism; for the other, ranks take two chunks each."""
+    """A rank takes two chunks of a sample, so that all have as much of the causal mask; both are of one length."""
     size = c.parallel.context_parallel_size
     if size == 1:
         return
-    if c.model.layer_spec == "local":
-        yield Finding(
-            (CP, "model.layer_spec"),
-            "the attention of the local layers does not exchange keys and values between ranks yet",
-            f"set {CP}=1",
-        )
     if c.data.seq_length % (2 * size):
         yield Finding(
             ("data.seq_length", CP),
@@ -352,12 +343,14 @@ def context_parallel(c: RunConfig) -> Iterator[Finding]:
 
 @rule
 def documents_on_one_rank(c: RunConfig) -> Iterator[Finding]:
-    """A document's keys and values are where its queries are."""
-    if c.data.document_masking == "per_document" and c.parallel.context_parallel_size != 1:
+    """Transformer Engine cuts each packed document over the ranks, not the sample."""
+    if c.model.layer_spec == "local" or c.parallel.context_parallel_size == 1:
+        return
+    if c.data.document_masking == "per_document":
         yield Finding(
-            ("data.document_masking", CP),
-            "context parallelism cuts a sample at places that are no borders of documents",
-            f"set {CP}=1, or data.document_masking=causal",
+            ("data.document_masking", CP, "model.layer_spec"),
+            "Transformer Engine cuts documents over the ranks, each padded for that; our samples are cut as they are",
+            f"set {CP}=1, data.document_masking=causal, or model.layer_spec=local",
         )
 
 

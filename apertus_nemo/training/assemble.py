@@ -82,6 +82,15 @@ class DataModel(ApertusModule):
         self._corpus, self._cache = corpus, cache
         self._first_step = first_step
 
+    def reinit(self) -> DataModel:
+        """NeMo's hook: the module of this rank's next virtual pipeline stage, nothing built yet.
+
+        It must be of the same class, since NeMo replaces the classes' `__getattr__`. The first one reads the data.
+        """
+        stage = DataModel(self.run_config, self._corpus, self._cache, first_step=self._first_step)
+        stage.heart = self.heart
+        return stage
+
     def train_dataloader(self) -> Any:
         """This rank's micro-batches from the first step on."""
         return training_loader(self.run_config, self._corpus, cache=self._cache, first_step=self._first_step)

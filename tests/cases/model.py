@@ -38,7 +38,7 @@ SEQUENCE, MICRO_BATCH, MICRO_BATCHES = 32, 2, 4
 
 
 def run_config(
-    *, tp: int = 1, pp: int = 1, vpp: int | None = None, sp: bool = False, devices: int = 1, **model: Any
+    *, tp: int = 1, pp: int = 1, vpp: int | None = None, sp: bool = False, cp: int = 1, devices: int = 1, **model: Any
 ) -> RunConfig:
     return RunConfig(
         name="small",
@@ -50,6 +50,7 @@ def run_config(
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
             virtual_pipeline_model_parallel_size=vpp,
+            context_parallel_size=cp,
             sequence_parallel=sp,
         ),
         trainer=TrainerConfig(
@@ -77,6 +78,7 @@ def start(rank: int, world_size: int, run: RunConfig, *, compute: bool = True) -
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
     )
     if compute:
         tensor_parallel.model_parallel_cuda_manual_seed(1)
@@ -163,6 +165,7 @@ def train_step(rank: int, world_size: int, out: str, masked: bool = False, **par
     )
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.utils import get_batch_on_this_cp_rank
 
     from apertus_nemo.model.attention import document_borders
     from apertus_nemo.model.config import transformer_config_kwargs
@@ -190,12 +193,18 @@ def train_step(rank: int, world_size: int, out: str, masked: bool = False, **par
     def batches() -> Any:
         for index in range(first, MICRO_BATCHES, step):
             part = slice(index * MICRO_BATCH, (index + 1) * MICRO_BATCH)
-            yield inputs[part], labels[part], document_borders(documents()[part]) if masked else None
+            held = get_batch_on_this_cp_rank({"x": inputs[part], "y": labels[part]})
+            yield held["x"], held["y"], document_borders(documents()[part]) if masked else None
+
+    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        share = losses.mean() / run.parallel.context_parallel_size  # all ranks hold as many tokens
+        whole = share.detach().clone()
+        torch.distributed.all_reduce(whole, group=parallel_state.get_context_parallel_group())
+        return share, {"loss": whole}
 
     def forward(iterator: Any, model: Any) -> tuple[torch.Tensor, Any]:
         x, y, borders = next(iterator)
-        output = model(input_ids=x, position_ids=None, attention_mask=borders, labels=y)
-        return output, lambda losses: (losses.mean(), {"loss": losses.detach().mean()})
+        return model(input_ids=x, position_ids=None, attention_mask=borders, labels=y), loss
 
     losses = get_forward_backward_func()(
         forward_step_func=forward,
@@ -534,10 +543,13 @@ def attention(rank: int, world_size: int, length: int, masked: bool = False, via
     """Our core attention against softmax in float64; and the largest tensor that it made.
 
     masked: documents do not see each other. via "packed": our packing for Transformer Engine, around a stand-in for
-    its kernel that computes packed sequences one after another in float64.
+    its kernel that computes packed sequences one after another in float64. Several ranks are context parallel, and
+    each answers for the positions that Megatron gives it.
     """
     from types import SimpleNamespace
 
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.utils import get_batch_on_this_cp_rank
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from apertus_nemo.model.attention import CoreAttention, document_borders, packed
@@ -553,20 +565,29 @@ def attention(rank: int, world_size: int, length: int, masked: bool = False, via
             return result
 
     batch, heads, groups, width = 2, 6, 2, 8
-    config = SimpleNamespace(context_parallel_size=1, attention_dropout=0.0, kv_channels=width)
-    core = CoreAttention(config, 1, None, "self") if via == "local" else packed(_PackedKernel)()
+    config = SimpleNamespace(context_parallel_size=world_size, attention_dropout=0.0, kv_channels=width)
+    positions, groups_of_ranks = torch.arange(length), None
+    if world_size > 1:
+        start(rank, world_size, run_config(cp=world_size, devices=world_size))
+        groups_of_ranks = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["cp"])
+        positions = get_batch_on_this_cp_rank({"positions": positions[None]})["positions"][0]
+    core = (
+        CoreAttention(config, 1, None, "self", pg_collection=groups_of_ranks)
+        if via == "local"
+        else packed(_PackedKernel)()
+    )
     numbers = documents(batch, length) if masked else torch.zeros(batch, length, dtype=torch.int64)
     generator = torch.Generator().manual_seed(2)
-    mixed = torch.randn(length, batch, groups, (heads // groups + 2) * width, generator=generator)
-    mixed.requires_grad_()
+    whole = torch.randn(length, batch, groups, (heads // groups + 2) * width, generator=generator)
+    mixed = whole[positions].requires_grad_()
     parts = torch.split(mixed, [heads // groups * width, width, width], dim=3)  # strided, as Megatron hands them over
     grad = torch.randn(length, batch, heads * width, generator=generator)
     with Largest():
         mask = document_borders(numbers) if masked else None
-        result = core(parts[0].reshape(length, batch, heads, width), parts[1], parts[2], mask)
-        result.backward(grad)
+        result = core(parts[0].reshape(len(positions), batch, heads, width), parts[1], parts[2], mask)
+        result.backward(grad[positions])
 
-    wide = mixed.detach().double().requires_grad_()
+    wide = whole.double().requires_grad_()
     q, k, v = torch.split(wide, [heads // groups * width, width, width], dim=3)
     q = q.reshape(length, batch, heads, width)
     k, v = (t.repeat_interleave(heads // groups, dim=2) for t in (k, v))
@@ -578,8 +599,8 @@ def attention(rank: int, world_size: int, length: int, masked: bool = False, via
     assert mixed.grad is not None
     assert wide.grad is not None
     return {
-        "value": float((result - reference).abs().max()),
-        "gradient": float((mixed.grad - wide.grad).abs().max() / wide.grad.abs().max()),
+        "value": float((result - reference[positions]).abs().max()),
+        "gradient": float((mixed.grad - wide.grad[positions]).abs().max() / wide.grad.abs().max()),
         "largest": Largest.size,
         "row": batch * heads * length,
     }
@@ -649,6 +670,8 @@ def bf16(rank: int, world_size: int) -> dict[str, Any]:
 
 def refusals(rank: int, world_size: int) -> dict[str, list[Any]]:
     """Error class, exit code and message of settings that cannot be built."""
+    from types import SimpleNamespace
+
     from apertus_nemo.errors import ApertusError
     from apertus_nemo.model.config import build_model, transformer_config_kwargs
 
@@ -666,8 +689,10 @@ def refusals(rank: int, world_size: int) -> dict[str, list[Any]]:
     attempt("unknown", transformer_config_kwargs, run_config(layer_spec="flash"))
     attempt("transformer_engine", transformer_config_kwargs, run_config(layer_spec="transformer_engine"))
     attempt("as_published", transformer_config_kwargs, run_config(xielu_tensor_parallel_gradient="as_published"))
-    cut = dataclasses.replace(run, parallel=ParallelConfig(context_parallel_size=2))
-    attempt("context", transformer_config_kwargs, cut)
+    virtual = run_config(pp=2, vpp=2)
+    for name in ("batch_p2p_comm", "deallocate_pipeline_outputs"):
+        config = SimpleNamespace(**{**transformer_config_kwargs(virtual), name: True})
+        attempt(name, lambda config=config: build_model(virtual, config=config))
     return found
 
 

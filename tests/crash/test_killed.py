@@ -71,7 +71,9 @@ def test_killed_again_and_again_before_the_first_step(
     survives(runs, parent, corpus, tmp_path / "run", "one", kills)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "dp2"])
+@pytest.mark.parametrize(
+    "layout", ["tp2", "dp2", *(pytest.param(name, marks=pytest.mark.full) for name in ("pp2_vpp2", "cp2"))]
+)
 def test_killed_among_others(
     runs: Callable[..., Run], parent: Parent, corpus: Path, tmp_path: Path, layout: str
 ) -> None:

@@ -6,9 +6,12 @@ beta3 reach their ends, the decay begins, and a checkpoint lies in the middle.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.step_log import StepRecord, read_steps
@@ -32,14 +35,35 @@ SQUEEZED = (
     f"trainer.checkpoint_every_steps={SAVED_STEP}",
 )
 
+# Eight layers, and as many micro-batches as PP=4 with two virtual stages wants.
+DEEP = ("model.num_layers=8", "trainer.micro_batch_size=1")
+
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()),
     "tp2": (2, ("parallel=tp2",)),
     "tp2_sp": (2, ("parallel=tp2_sp",)),
     "pp2": (2, ("parallel=pp2",)),
+    "pp2_vpp2": (2, ("parallel=pp2_vpp2",)),
     "dp2": (2, ("parallel=dp2",)),
+    "cp2": (2, ("parallel=cp2",)),
     "tp2_dp2": (4, ("parallel=tp2_dp2",)),
+    "tp2_pp2": (4, ("parallel=tp2_pp2",)),
+    "tp2_cp2": (4, ("parallel=tp2_cp2",)),
+    "pp2_dp2": (4, ("parallel=pp2_dp2",)),
+    "pp2_cp2": (4, ("parallel=pp2_cp2",)),
+    "cp2_dp2": (4, ("parallel=cp2_dp2",)),
+    "one_deep": (1, DEEP),
+    "pp4_vpp2": (4, ("parallel=pp4_vpp2", *DEEP)),
 }
+SINGLE = {"one_deep": "one_deep", "pp4_vpp2": "one_deep"}  # the one process that they are held against, if not "one"
+LONG = {"tp2_pp2", "tp2_cp2", "pp2_dp2", "pp2_cp2", "cp2_dp2", "one_deep", "pp4_vpp2"}  # with --full
+
+
+def layouts(*, without: Iterable[str] = (), also_long: Iterable[str] = ()) -> list[Any]:
+    """The layouts as parameters of a test; those that take long, and `also_long`, with --full."""
+    long = LONG.union(also_long)
+    names = [name for name in LAYOUTS if name not in set(without)]
+    return [pytest.param(name, marks=[pytest.mark.full] if name in long else []) for name in names]
 
 
 @dataclass(frozen=True)

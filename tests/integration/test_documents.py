@@ -28,7 +28,7 @@ def short_runs(parent: Parent, tmp_path_factory: pytest.TempPathFactory) -> Call
     return Runs(parent, folder / "corpus", tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("layout", ["tp2_sp", "pp2", "dp2"])
+@pytest.mark.parametrize("layout", ["tp2_sp", "pp2", "dp2", "cp2", pytest.param("pp2_cp2", marks=pytest.mark.full)])
 def test_masking_is_the_same_at_every_layout(short_runs: Callable[..., Run], layout: str) -> None:
     one, cut = short_runs("one", *MASKED).steps, short_runs(layout, *MASKED).steps
     plain = short_runs("one", "trainer.max_steps=2").steps

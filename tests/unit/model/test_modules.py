@@ -47,6 +47,18 @@ def test_core_attention(parent: Parent, length: int, masked: bool) -> None:
     assert got["largest"] <= min(length, 512) * got["row"]  # scores of at most 512 queries at a time
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "per document"])
+@pytest.mark.parametrize(
+    ("ranks", "length"), [(2, 96), *(pytest.param(*more, marks=pytest.mark.full) for more in ((2, 1400), (4, 96)))]
+)
+def test_core_attention_under_context_parallelism(parent: Parent, ranks: int, length: int, masked: bool) -> None:
+    arguments = {"length": length, "masked": masked}
+    for got in parent.run("tests.cases.model:attention", world_size=ranks, arguments=arguments):
+        assert got["value"] < 1e-6
+        assert got["gradient"] < 1e-6
+        assert got["largest"] <= min(length // 2, 512) * got["row"]
+
+
 def test_packed_attention_is_handed_documents_one_after_another(parent: Parent) -> None:
     """The packing alone: Transformer Engine's own kernel is compared in test_config.py, on a GPU."""
     (got,) = parent.run("tests.cases.model:attention", arguments={"length": 96, "masked": True, "via": "packed"})

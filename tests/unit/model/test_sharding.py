@@ -19,7 +19,12 @@ CUTS: dict[str, dict[str, Any]] = {
     "pp2": {"pp": 2},
     "pp2_vpp2": {"pp": 2, "vpp": 2},
     "dp2": {},
+    "cp2": {"cp": 2},
+    "cp4": {"cp": 4},
+    "tp2_sp_cp2": {"tp": 2, "sp": True, "cp": 2},
+    "pp2_vpp2_cp2": {"pp": 2, "vpp": 2, "cp": 2},
 }
+FOUR = {"cp4", "tp2_sp_cp2", "pp2_vpp2_cp2"}  # ranks
 
 
 def _together(folder: Path, kind: str, ranks: int) -> dict[str, np.ndarray]:
@@ -55,7 +60,7 @@ def single(
     return {**got, "initial": initial, "masked": request.param}, gradients
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", [pytest.param(cut, marks=[pytest.mark.full] if cut in FOUR else []) for cut in CUTS])
 def test_a_cut_model_is_the_same_model(
     parent: Parent,
     tmp_path: Path,
@@ -64,8 +69,9 @@ def test_a_cut_model_is_the_same_model(
 ) -> None:
     reference, gradients = single
     arguments = {"out": str(tmp_path), "masked": reference["masked"], **CUTS[cut]}
-    results = parent.run("tests.cases.model:train_step", world_size=2, arguments=arguments)
-    for name, array in _together(tmp_path, "initial", 2).items():
+    ranks = 4 if cut in FOUR else 2
+    results = parent.run("tests.cases.model:train_step", world_size=ranks, arguments=arguments)
+    for name, array in _together(tmp_path, "initial", ranks).items():
         np.testing.assert_array_equal(array, reference["initial"][name], err_msg=name)
 
     if cut == "dp2":  # micro-batches alternate between the replicas
@@ -74,7 +80,7 @@ def test_a_cut_model_is_the_same_model(
         losses = next(r["losses"] for r in reversed(results) if r["losses"])
     assert losses == pytest.approx(reference["losses"], rel=1e-6)
 
-    for name, array in _together(tmp_path, "gradients", 2).items():
+    for name, array in _together(tmp_path, "gradients", ranks).items():
         scale = np.abs(gradients[name]).max()
         assert scale > 0.0
         if ".act_fn." in name:  # one number, a sum of both signs: its size says nothing of its terms
