@@ -23,7 +23,9 @@ MAX_DEPTH = 32  # of values in values
 _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_BASIC = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_BASIC = re.compile(r'"(?:[^"\\\n]|\\.)*+"')
+_LONG_BASIC = re.compile(r'(?s:(?:[^"\\]|\\.|"(?!""))*+""")')  # after the first three quotes
+_LONG_LITERAL = re.compile(r"(?s:(?:[^']|'(?!''))*+''')")
 _LITERAL = re.compile(r"'[^'\n]*'")
 _SCALAR = re.compile(r"[^,\]}#\n]+")
 
@@ -163,9 +165,9 @@ class _Scanner:
             raise TooComplex(self.line(), f"values nested deeper than {MAX_DEPTH} levels")
         self.skip(_SPACE)
         if self.take('"""'):
-            self.long_string('"', escapes=True)
+            self.long_string(_LONG_BASIC, '"')
         elif self.take("'''"):
-            self.long_string("'", escapes=False)
+            self.long_string(_LONG_LITERAL, "'")
         elif self.text.startswith('"', self.at):
             self.match(_BASIC)
         elif self.text.startswith("'", self.at):
@@ -177,13 +179,8 @@ class _Scanner:
         else:
             self.match(_SCALAR)
 
-    def long_string(self, quote: str, *, escapes: bool) -> None:
-        while not self.take(quote * 3):
-            end = self.text.find(quote * 3, self.at)
-            if end < 0:
-                raise _End
-            escape = self.text.find("\\", self.at, end) if escapes else -1
-            self.at = end if escape < 0 else escape + 2
+    def long_string(self, pattern: re.Pattern[str], quote: str) -> None:
+        self.match(pattern)
         for _ in range(2):  # up to two more quotes belong to the string
             self.take(quote)
 

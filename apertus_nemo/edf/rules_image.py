@@ -42,37 +42,26 @@ def check_image(case: Case) -> Iterator[Finding]:
         yield at(origin, ERROR, "placeholder", what, why, "write the real name; variables are written ${NAME}")
         return
     done = case.expanded(image)
+    text = image if done.missing or not case.dialect.expands_image else done.text
+    path = text.startswith(("/", "./", "../")) or (text.startswith("${") and text.lower().endswith(SUFFIXES))
     if done.names and not case.dialect.expands_image:
         why = "Sarus Suite does not expand variables in image"
         yield at(origin, ERROR, "variable-in-image", f"a variable in image {short(image)!r}", why, "write the name out")
-        if not _is_path(image):
+        if not path:
             return
     yield from _family(case, image)
-    if _is_path(image):
+    if path:
         if not case.dialect.sqsh_image:
             why = "Sarus Suite starts images from its store, not from files"
-            yield at(
-                origin,
-                ERROR,
-                "image-format",
-                f"image is a path: {short(image)}",
-                why,
-                "push it to a registry and name it",
-            )
+            do = "push it to a registry and name it"
+            yield at(origin, ERROR, "image-format", f"image is a path: {short(image)}", why, do)
             return
-        yield from _file(case, done.text, complete=not done.missing)
-        return
-    if image.lower().endswith(SUFFIXES) and "@" not in image:
+        yield from _file(case, text, complete=not done.missing)
+    elif text.lower().endswith(SUFFIXES) and "@" not in text:
         why = "a path starts with / or ./: this is taken for a name on Docker Hub"
         yield at(origin, ERROR, "image-format", f"image {short(image)!r} is no path", why, "write the absolute path")
-        return
-    if done.missing or (done.names and not _REFERENCE.fullmatch(done.text)):
-        return  # said by the rules on variables
-    yield from _reference(case, image)
-
-
-def _is_path(image: str) -> bool:
-    return image.startswith(("/", "./", "../", "${")) and not re.match(r"\$\{\w+\}[#:@]", image)
+    elif not done.missing:  # else the rules on variables say so
+        yield from _reference(case, text)
 
 
 def _reference(case: Case, image: str) -> Iterator[Finding]:

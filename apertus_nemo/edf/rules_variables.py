@@ -18,9 +18,14 @@ SET_BY_SITES = {
 SEARCH_PATHS = {"PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PYTHONPATH", "CPATH", "MANPATH"}
 
 
+MAX_SEARCHED = 2048  # characters of a value that are searched for a secret; the search is slow on long ones
+
+
 def is_secret(name: str, value: str = "x") -> bool:
     """Whether a variable's name or value is that of a secret, for masking: rather one too many."""
-    return secret_in(name, value) is not None or name.upper().endswith(("_KEY", "_PAT", "_TOKENS", "_CREDENTIAL"))
+    return secret_in(name, value[:MAX_SEARCHED]) is not None or name.upper().endswith(
+        ("_KEY", "_PAT", "_TOKENS", "_CREDENTIAL")
+    )
 
 
 def check_variables(case: Case) -> Iterator[Finding]:
@@ -114,7 +119,7 @@ def _secrets(case: Case) -> Iterator[Finding]:
                 continue  # only a variable: nothing is in the file
             if text.command:
                 continue
-            found = secret_in(name, value.value)
+            found = secret_in(name, value.value[:MAX_SEARCHED])
             if found is not None:
                 why = f"{found}; EDFs are shared, copied and recorded"
                 do = f"remove it: the host's environment reaches the container, so export {short(name)} before srun"

@@ -129,6 +129,13 @@ def test_2_image_that_can_change() -> None:
     )
 
 
+def test_2_variables_in_image() -> None:
+    text = 'image = "${REGISTRY}/tool:1"\nentrypoint = false\n'
+    assert only(text).startswith("1 warning: ${REGISTRY} in image = '${REGISTRY}/tool:1'")
+    assert only(text, REGISTRY="ghcr.io/lab").startswith("1 warning: image by tag only: ghcr.io/lab/tool:1 | ")
+    assert only(text, REGISTRY="/images").startswith("1 warning: nothing in the name 'tool:1' says what is in the file")
+
+
 def test_2_digests() -> None:
     rest = "entrypoint = false\n"
     assert only(f'image = "nvcr.io#nvidia/pytorch@sha256:{"a" * 64}"\n' + rest) == (
