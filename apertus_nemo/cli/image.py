@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # subcommand -> (module, one line of help)
 SUBCOMMANDS = {
+    "pull": ("apertus_nemo.cli.image_pull", "bring an image from a registry, checked, as a squashfs file"),
+    "check": ("apertus_nemo.cli.image_check", "read every byte of a squashfs file and say whether it is as made"),
     "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
     "lock": ("apertus_nemo.cli.image_lock", "resolve a definition: every package, with version and hash"),
 }

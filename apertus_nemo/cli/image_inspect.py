@@ -10,24 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apertus_nemo.image.layout import Image
+    from apertus_nemo.image.oci import Platform
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand; 0 when done."""
     options = parser().parse_args(arguments)
-    from pathlib import Path
-
-    from apertus_nemo.image.layout import Layout
     from apertus_nemo.image.oci import Platform
 
     platform = Platform.parse(options.platform) if options.platform else Platform.of_machine(os.uname().machine)
-    folder, _, name = options.image.removeprefix("oci:").partition(":")
-    image = Layout.open(Path(folder)).image(platform, name or None)
+    image = find(options.image, platform, insecure=options.insecure)
     if options.json:
         print(json.dumps(tree(image), indent=2, sort_keys=True))
     else:
         print_image(options.image, image)
     return 0
+
+
+def find(text: str, platform: Platform, *, insecure: bool) -> Image:
+    """The image of a layout, where there is such a folder, else of a registry."""
+    from pathlib import Path
+
+    from apertus_nemo.image.layout import Layout
+    from apertus_nemo.image.pull import source_of
+    from apertus_nemo.image.registry import Repository
+
+    folder, _, name = text.removeprefix("oci:").partition(":")
+    if text.startswith("oci:") or Path(folder).is_dir():
+        return Layout.open(Path(folder)).image(platform, name or None)
+    reference = source_of(text, platform).reference
+    with Repository(reference, environment=os.environ, insecure=insecure) as repository:
+        return repository.image(repository.resolve(reference.name), platform)
 
 
 def tree(image: Image) -> dict[str, Any]:
@@ -76,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="apertus-nemo image inspect", description="Print what an image is, without fetching its layers."
     )
-    options.add_argument("image", metavar="IMAGE", help="an OCI image layout: FOLDER or FOLDER:TAG")
+    options.add_argument(
+        "image", metavar="IMAGE", help="a version, HOST/NAME:TAG, HOST/NAME@DIGEST, or an OCI image layout: FOLDER:TAG"
+    )
     options.add_argument("--platform", metavar="OS/ARCH", help="which of an index (default: this machine's)")
+    options.add_argument("--insecure", action="store_true", help="allow plain HTTP and any certificate")
     options.add_argument("--json", action="store_true", help="print JSON")
     return options
