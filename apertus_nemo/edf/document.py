@@ -131,6 +131,9 @@ def _explained(message: str, text: str, positions: Positions) -> tuple[int | Non
         return line, f"not TOML: {said}", "text stands in quotes in TOML", 'put the value into "..."'
     if re.match(r'"?[\w.-]+"?\s*:', written):
         return line, f"not TOML: {said}", "this line looks like YAML", 'write it as key = "value"'
+    if said == "Unclosed array":
+        why = "a comma is missing between two items, or ] at the end"
+        return line, f"not TOML: {said}", why, "look at this line and the one before"
     return line, f"not TOML: {said}", "the engine would not read on", "correct the line"
 
 

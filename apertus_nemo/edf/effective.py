@@ -109,7 +109,9 @@ def effective(document: Document, view: View) -> Effective:
 def _entry(key: str, value: Value, view: View, *, expanded: bool = True) -> Entry:
     name = key.partition(".")[2] or key
     if not isinstance(value.value, str):
-        return Entry(key, _plain(value.value), value.origin, value.replaced, (), "not a string")
+        return Entry(
+            key, _plain(value.value), value.origin, value.replaced, (), "" if key in SINGLE else "not a string"
+        )
     result = expand(value.value, view.environment, view.dialect)
     text = result.text if expanded else value.value
     table = key.partition(".")[0]

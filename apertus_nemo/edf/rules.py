@@ -92,6 +92,7 @@ RULES: dict[str, tuple[str, str]] = {
     ),
     "annotation-unknown": ("annotations of hooks that do not exist", _HOOK),
     "annotation-value": ("values that a hook does not take", _HOOK),
+    "hook-not-enabled": ("annotations of a hook that nothing enables", _HOOK),
     "hook-needs-writable": ("hooks that need a writable container", _HOOK),
     "hook-unsupported": (
         "annotations and keys that this engine does not read",

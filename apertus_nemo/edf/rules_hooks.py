@@ -33,6 +33,7 @@ def check_hooks(case: Case) -> Iterator[Finding]:
     """All rules of this file."""
     yield from _names(case)
     yield from _values(case)
+    yield from _not_enabled(case)
     yield from _entrypoint(case)
     image = case.merged.text("image") or ""
     if _AEI.search(image):
@@ -148,6 +149,20 @@ def _values(case: Case) -> Iterator[Finding]:
                     why,
                     "write writable = true",
                 )
+
+
+def _not_enabled(case: Case) -> Iterator[Finding]:
+    """Annotations that tune a hook which is not on."""
+    if not case.complete:
+        return
+    for hook in ("aws_ofi_nccl", "ssh"):
+        if hook not in case.dialect.hooks or f"com.hooks.{hook}.enabled" in case.merged.annotations:
+            continue
+        names = [name for name in case.merged.annotations if name.startswith(f"com.hooks.{hook}.") and name in NAMES]
+        if names:
+            what, why = f"{names[0]} without com.hooks.{hook}.enabled", "the hook is off by default"
+            do = f'add com.hooks.{hook}.enabled = "true", or remove the line'
+            yield at(_origin(case, names[0]), WARNING, "hook-not-enabled", what, why, do)
 
 
 def _entrypoint(case: Case) -> Iterator[Finding]:
@@ -303,7 +318,7 @@ def _variant(case: Case, image: str, source: str) -> Iterator[Finding]:
 
 def _net_plugin(case: Case) -> Iterator[Finding]:
     plugin = case.merged.env.get("NCCL_NET_PLUGIN")
-    if plugin is None or not isinstance(plugin.value, str) or plugin.value in ("", "none"):
+    if plugin is None or not isinstance(plugin.value, str) or plugin.value == "":
         return
     hook = case.merged.annotation("com.hooks.aws_ofi_nccl.enabled") == "true"
     if case.merged.variable("NCCL_NET") or hook:

@@ -17,7 +17,9 @@ _DIGEST = re.compile(r"@(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")
 _REFERENCE = re.compile(
     r"(?:[A-Za-z0-9._-]+@)?(?:[A-Za-z0-9.-]+(?::\d+)?#)?[A-Za-z0-9.-]+(?::\d+(?=/))?(?:/[A-Za-z0-9._-]+)*(?::[A-Za-z0-9._-]+)?(?:@.*)?"
 )
-PLACEHOLDER = re.compile(r"<[A-Za-z][\w /.-]*>|(?<!\$)\{[A-Za-z_]\w*\}|YOUR[_-]\w+", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"<[A-Za-z][\w /.-]*>|(?<!\$)\{[A-Za-z_]\w*\}|(?<![A-Za-z0-9])YOUR[_-][A-Z]\w*|(?<=/)your[_-](?:user)?name(?![\w-])"
+)
 _ARCHITECTURES = {"aarch64": r"aarch64|arm64|gh200", "x86_64": r"x86_64|x86-64|amd64|x86"}
 # Names that tell the C library. glibc of Ubuntu 20.04: 2.31, 22.04: 2.35, Debian 12: 2.36, RHEL 8: 2.28, 9: 2.34.
 _OLD_GLIBC = re.compile(
@@ -124,8 +126,13 @@ def _on_disk(case: Case, path: Path) -> Iterator[Finding]:
             return
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
-        what, why = f"there is no {shown}", "files on scratch are removed when nobody reads them for some weeks"
-        yield at(origin, ERROR, "image-file", what, why, "import the image again, or correct the path")
+        what = f"there is no {shown}"
+        if path.parent.is_dir():
+            why = "files on scratch are removed when nobody reads them for some weeks"
+            yield at(origin, ERROR, "image-file", what, why, "import the image again, or correct the path")
+        else:
+            why = "its folder is not on this machine either"
+            yield at(origin, WARNING, "image-file", what, why, "correct the path, unless this is another machine")
         return
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)

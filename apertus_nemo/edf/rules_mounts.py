@@ -18,7 +18,8 @@ FLAGS = {
     *("x-create=dir", "x-create=file", "x-create=auto", "x-move", "x-detach"),
 }
 _VARIABLE = re.compile(r"\$\{[^}]*\}|\$\$\{")
-_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib")
+_LIBRARY = re.compile(r"(?:/usr|/usr/local)?/lib(?:64)?/.*\.so\b")
+_OF_SLURM = re.compile("slurm|munge")  # must be the host's
 _WHOLE = {
     "/",
     "/bin",
@@ -210,7 +211,7 @@ def _shadows(good: list[Mount]) -> Iterator[Finding]:
                 why,
                 "choose another destination",
             )
-        elif destination.startswith(tuple(f"{folder}/" for folder in _LIBRARIES)) and ".so" in destination:
+        elif _LIBRARY.match(destination) and not _OF_SLURM.search(destination):
             libraries.append(mount)
     if libraries:
         first = libraries[0]

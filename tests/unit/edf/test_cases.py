@@ -283,6 +283,18 @@ def test_6_mounts() -> None:
     assert findings(GOOD + 'mounts = ["${SCRATCH:-}/x:/x", "/d.sqsh:/d:sqsh"]\n') == []
 
 
+def test_6_libraries_of_the_host() -> None:
+    text = GOOD + 'mounts = ["/usr/lib64/libA.so.1:/usr/lib/libA.so.1", "/usr/lib64/libB.so:/lib64/libB.so"]\n'
+    assert only(text) == (
+        "3 warning: the host's /usr/lib64/libA.so.1 and 1 more in the image | a library of the host in the image: it changes "
+        "with the host, and the image's record does not hold it | put it into the image, or leave it to the hooks"
+    )
+    slurm = (
+        'mounts = ["/usr/lib64/libslurm-x.so:/usr/lib64/libslurm-x.so", "/etc/slurm:/etc/slurm", "/a/x.so:/a/x.so"]\n'
+    )
+    assert findings(GOOD + slurm) == []
+
+
 def test_6_mounts_under_sarus() -> None:
     image = f'image = "a/b@sha256:{"0" * 64}"\nentrypoint = false\n'
     assert only(image + 'mounts = ["/capstor"]\n', SARUS).startswith("3 error: mount '/capstor' without a destination")
@@ -336,6 +348,10 @@ def test_8_files_on_disk(tmp_path: Path) -> None:
     rest = "entrypoint = false\n"
     text = f'image = "{image}"\n' + rest
     assert only(text).startswith(f"1 error: there is no {image} | files on scratch are removed")
+    assert only(text.replace(str(tmp_path), f"{tmp_path}/none")) == (
+        f"1 warning: there is no {tmp_path}/none/{image.name} | its folder is not on this machine either | correct the path, "
+        "unless this is another machine"
+    )
     image.write_bytes(b"<html>")
     assert only(text) == (
         f"1 error: {image} is no SquashFS file | a SquashFS file starts with hsqs; this may be an import that broke off | "
@@ -544,8 +560,20 @@ def test_placeholders() -> None:
     assert only('image = "/scratch/<USER>/x.sqsh"\nentrypoint = false\n') == (
         "1 error: <USER> in image was not replaced | no engine replaces it | write the real name; variables are written ${NAME}"
     )
+    assert only('image = "/images/YOUR_IMAGE.sqsh"\nentrypoint = false\n').startswith(
+        "1 error: YOUR_IMAGE in image was not"
+    )
+    assert only(GOOD + 'workdir = "/users/your_name"\n').startswith("3 error: your_name in workdir was not replaced")
+    assert findings(GOOD + 'workdir = "/do-it-your-own-way/{}"\n') == []
     assert only(GOOD + 'mounts = ["/scratch/<user name>:/x"]\n').startswith(
         "3 error: <user name> in a mount was not replaced"
+    )
+
+
+def test_hooks_that_are_not_enabled() -> None:
+    assert only(GOOD + '[annotations]\ncom.hooks.aws_ofi_nccl.variant = "cuda-dl"\n') == (
+        "4 warning: com.hooks.aws_ofi_nccl.variant without com.hooks.aws_ofi_nccl.enabled | the hook is off by default | "
+        'add com.hooks.aws_ofi_nccl.enabled = "true", or remove the line'
     )
 
 
@@ -563,5 +591,9 @@ def test_toml_that_is_none() -> None:
     assert (
         only('image = "a",\n')
         == "1 error: a comma at the end of the line | TOML has none between keys | remove the comma"
+    )
+    assert only('mounts = [\n  "/a:/a"\n  "/b:/b",\n]\n') == (
+        "3 error: not TOML: Unclosed array | a comma is missing between two items, or ] at the end | look at this line and "
+        "the one before"
     )
     assert only("\ufeffimage = 'a'\n").startswith("1 error: the file starts with a byte order mark")
