@@ -47,6 +47,7 @@ class Positions:
     """Lines, from 1, of tables, keys and items of arrays; of what is defined twice, the first line."""
 
     lines: dict[Path, int] = field(default_factory=dict)
+    headers: dict[Path, int] = field(default_factory=dict)  # of [tables]
     again: list[tuple[Path, int]] = field(default_factory=list)  # what is defined once more, and its line there
 
 
@@ -66,7 +67,6 @@ class _Scanner:
         self.starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self.found = Positions()
         self.arrays: dict[Path, int] = {}  # arrays of tables, and the position of their last table
-        self.headers: set[Path] = set()
         self.dotted: set[Path] = set()  # made by keys and their values, so that no header may open them again
 
     def line(self) -> int:
@@ -110,9 +110,9 @@ class _Scanner:
             elif self.take("["):
                 table = self.inside(self.key())
                 self.want("]")
-                if table in self.headers or table in self.dotted:
+                if table in self.found.headers or table in self.dotted:
                     self.found.again.append((table, line))
-                self.headers.add(table)
+                self.found.headers.setdefault(table, line)
                 self.note(table, line)
             else:
                 self.pair(table, 0)

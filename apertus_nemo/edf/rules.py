@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, str]] = {
     ),
     "wrong-type": ("a value of another type than the reference says", _EDF),
     "not-a-string": ("numbers and booleans in [env] and [annotations]", f"{_EDF}; {_HOOK}"),
+    "annotations-apart": ("annotations both as dotted keys and in tables of their own", f"TOML 1.0; {_HOOK}"),
     "annotation-twice": ("one annotation under two spellings, dotted and quoted, with two values", _RASTER),
     "base-not-found": ("a base that the search does not find", "cscs-docs, container-engine/run.md"),
     "base-cycle": ("an EDF that inherits from itself", _EDF),

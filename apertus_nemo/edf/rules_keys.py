@@ -56,6 +56,7 @@ def check_keys(case: Case) -> Iterator[Finding]:
         yield from _top_level(document, case)
         yield from _entries(document, case)
         yield from _annotations(document)
+        yield from _apart(document)
         yield from _bases(document, case)
     yield from _image_or_base(case)
 
@@ -162,6 +163,23 @@ def _annotations(document: Document) -> Iterator[Finding]:
             why = "dotted and quoted keys are one annotation; which of them wins is left to chance"
             yield Finding(ERROR, "annotation-twice", document.name, line, what, why, "keep one")
         first.setdefault(name, annotation)
+
+
+def _apart(document: Document) -> Iterator[Finding]:
+    """Dotted keys of [annotations] beside [annotations.com.hooks.x]: TOML, but parsers and the documentation differ."""
+    headers = {path[1:]: line for path, line in document.positions.headers.items() if path[:1] == ("annotations",)}
+    tables = {path: line for path, line in headers.items() if path}
+    for annotation in document.all_annotations:
+        if len(annotation.path) < 2 or any(annotation.path[: len(path)] == path for path in tables):
+            continue
+        for path, line in tables.items():
+            if path[0] == annotation.path[0]:
+                opened = short(".".join(map(str, path)))
+                what = f"annotations stand in [annotations.{opened}] and as dotted keys (line {annotation.line})"
+                why = "the documentation calls a table that is opened twice invalid, and parsers differ on this form"
+                do = "write all annotations below one [annotations], as com.hooks.NAME.KEY = ..."
+                yield Finding(NOTE, "annotations-apart", document.name, line, what, why, do)
+                return
 
 
 def check_annotation_types(case: Case) -> Iterator[Finding]:

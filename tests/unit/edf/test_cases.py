@@ -243,6 +243,17 @@ def test_5_table_twice() -> None:
     )
 
 
+def test_5_annotations_in_two_places() -> None:
+    text = GOOD + '[annotations]\ncom.hooks.cxi.enabled = "true"\n[annotations.com.hooks.ssh]\nenabled = "true"\n'
+    assert only(text) == (
+        "5 note: annotations stand in [annotations.com.hooks.ssh] and as dotted keys (line 4) | the documentation calls a "
+        "table that is opened twice invalid, and parsers differ on this form | write all annotations below one "
+        "[annotations], as com.hooks.NAME.KEY = ..."
+    )
+    assert findings(text.replace("[annotations]\ncom.hooks.cxi.enabled", "[annotations.com.hooks.cxi]\nenabled")) == []
+    assert findings(text.replace("com.hooks.cxi.enabled", "org.example.note")) == []
+
+
 def test_5_one_annotation_in_two_spellings() -> None:
     text = GOOD + '[annotations]\ncom.hooks.cxi.enabled = "true"\n"com.hooks.cxi.enabled" = "false"\n'
     assert only(text) == (
