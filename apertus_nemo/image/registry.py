@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import urlencode
 
 from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
 from apertus_nemo.image.blobs import BlobStore
@@ -38,7 +38,7 @@ from apertus_nemo.image.oci import (
     parse,
 )
 from apertus_nemo.image.reference import Reference, is_image_digest
-from apertus_nemo.image.registry_http import LIMITS, Answer, Limits, NotFound, Session
+from apertus_nemo.image.registry_http import LIMITS, Answer, Limits, NotFound, Session, join
 from apertus_nemo.image.transfer import Progress, download, no_progress, parallel
 from apertus_nemo.record.canonical import loads
 
@@ -188,7 +188,7 @@ class Repository:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise InputError(f"{self.reference}: its list of tags is none")
             found += names
-            url = _next_page(url, link)
+            url = _next_page(url, link, f"{self.reference}: its list of tags")
         raise UnfitEnvironment(f"{self.reference}: its list of tags has more than {_MAX_PAGES} pages")
 
     def _referrers_by_api(self, digest: str) -> tuple[Descriptor, ...] | None:
@@ -211,7 +211,7 @@ class Repository:
             if index is None:
                 return None
             found += index.manifests
-            url = _next_page(url, link)
+            url = _next_page(url, link, what)
         raise UnfitEnvironment(f"{what} have more than {_MAX_PAGES} pages")
 
     def _referrers_by_tag(self, digest: str) -> Index:
@@ -327,7 +327,7 @@ class Repository:
             start,
             scope="pull,push",
             expect={202},
-            handle=lambda answer: urljoin(start, answer.header("Location")),
+            handle=lambda answer: join(start, answer.header("Location"), what),
             headers=lambda: {"Content-Length": "0"},
             what=what,
         )
@@ -391,11 +391,12 @@ class _Reported:
         self._stream.close()
 
 
-def _next_page(url: str, link: str) -> str | None:
-    """The address of `Link: <...>; rel="next"`, on the same server."""
+def _next_page(url: str, link: str, what: str) -> str | None:
+    """The address of `Link: <...>; rel="next"`, which must be on the same server."""
     match = re.match(r'\s*<([^>]+)>\s*;\s*rel="?next"?', link)
     if match is None:
         return None
-    target = urljoin(url, match[1])
-    base = url.split("/v2/", 1)[0]
-    return target if target.startswith(f"{base}/v2/") else f"{base}{quote('/v2/')}"
+    target, base = join(url, match[1], what), url.split("/v2/", 1)[0]
+    if not target.startswith(f"{base}/v2/"):
+        raise UnfitEnvironment(f"{what} leads to another server: refused")
+    return target

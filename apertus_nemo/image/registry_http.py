@@ -247,8 +247,6 @@ class Session:
             try:
                 request = self._client.build_request(method, url, headers=sent, content=body)
                 response = self._client.send(request, stream=True)
-            except httpx.InvalidURL:
-                raise UnfitEnvironment(f"{what}: {self.registry} names an address that is not one") from None
             finally:
                 if body is not None and not isinstance(body, bytes):
                     body.close()
@@ -258,7 +256,7 @@ class Session:
             response.close()
             if not location:
                 raise UnfitEnvironment(f"{what}: {self.registry} redirects to nowhere")
-            url = urljoin(url, location)
+            url = join(url, location, what)
             if urlsplit(origin).scheme == "https" and urlsplit(url).scheme != "https" and not self._plain_allowed:
                 raise UnfitEnvironment(f"{what}: {self.registry} redirects from TLS to {_shown(url)}: refused")
         raise UnfitEnvironment(f"{what}: {self.registry} redirects more than {_MAX_REDIRECTS} times")
@@ -295,27 +293,24 @@ class Session:
 
     def _token(self, fields: Mapping[str, str], scope: str, what: str) -> str:
         """A Bearer token (distribution: docs/spec/auth/token.md, and oauth.md for identity tokens)."""
-        realm = urljoin(self.base, fields.get("realm", ""))
+        realm = join(self.base, fields.get("realm", ""), what)
         self._check_scheme(realm, what)
         wanted = {"service": fields.get("service", ""), "scope": f"repository:{self.repository}:{scope}"}
         headers, credential = {"Accept": "application/json"}, self._credential
-        try:
-            if credential is not None and credential.identity_token:
-                form = {
-                    **wanted,
-                    "grant_type": "refresh_token",
-                    "client_id": "apertus-nemo",
-                    "refresh_token": credential.identity_token,
-                }
-                request = self._client.build_request("POST", realm, headers=headers, data=form)
-            else:
-                if credential is not None:
-                    headers["Authorization"] = credential.basic()
-                joint = "&" if urlsplit(realm).query else "?"
-                request = self._client.build_request("GET", realm + joint + urlencode(wanted), headers=headers)
-            response = self._client.send(request, stream=True)
-        except httpx.InvalidURL:
-            raise UnfitEnvironment(f"{what}: {self.registry} names a token service that is no address") from None
+        if credential is not None and credential.identity_token:
+            form = {
+                **wanted,
+                "grant_type": "refresh_token",
+                "client_id": "apertus-nemo",
+                "refresh_token": credential.identity_token,
+            }
+            request = self._client.build_request("POST", realm, headers=headers, data=form)
+        else:
+            if credential is not None:
+                headers["Authorization"] = credential.basic()
+            joint = "&" if urlsplit(realm).query else "?"
+            request = self._client.build_request("GET", realm + joint + urlencode(wanted), headers=headers)
+        response = self._client.send(request, stream=True)
         try:
             answer = Answer(response, self.limits, self._clock)
             if answer.status in (401, 403):
@@ -350,6 +345,17 @@ class Session:
         if status == 404:
             return NotFound(f"{what}: {self.registry} has no such thing (404){_said(answer)}")
         return UnfitEnvironment(f"{what}: {self.registry} answers {status}{_said(answer)}")
+
+
+def join(base: str, address: str, what: str) -> str:
+    """An address that a server names, absolute; raises UnfitEnvironment where it is none."""
+    try:
+        url = urljoin(base, address)
+        httpx.URL(url)
+        urlsplit(url).port  # noqa: B018 (raises for what is no number)
+    except (ValueError, httpx.InvalidURL):
+        raise UnfitEnvironment(f"{what}: {_shown(base)} names an address that is not one") from None
+    return url
 
 
 def void(_: object) -> None:
