@@ -1,7 +1,6 @@
 # cpu at GH200 and Slingshot with Enroot and Pyxis.
 # Written by: apertus-nemo edf render cpu --site pyxis-slingshot
 # What a line is for, who says so and who says otherwise: apertus-nemo edf explain NAME
-# No hook brings libfabric and NCCL's plugin: they are the image's, or are mounted; NCCL fails without them.
 #
 # Pyxis reads no EDF. Source this in the batch script: the variables are exported, and Pyxis is told to
 # let them win over the image's:

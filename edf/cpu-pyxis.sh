@@ -1,7 +1,6 @@
 # cpu at any cluster with Enroot and Pyxis.
 # Written by: apertus-nemo edf render cpu --site pyxis
 # What a line is for, who says so and who says otherwise: apertus-nemo edf explain NAME
-# No settings of a network: they belong to the cluster.
 #
 # Pyxis reads no EDF. Source this in the batch script: the variables are exported, and Pyxis is told to
 # let them win over the image's:

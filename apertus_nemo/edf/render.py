@@ -83,16 +83,17 @@ def file_name(image: str, family: Family, version: str | None, site: Site, suffi
     return stem + suffix
 
 
-def _header(image: str, version: str | None, site: Site, pin: str | None, dialect: Dialect) -> list[str]:
-    option = "" if pin is None else " --image IMAGE"
-    option += "" if dialect is CE else f" --dialect {dialect.name}"
-    lines = [
+def _header(image: str, family: Family, site: Site, dialect: Dialect) -> list[str]:
+    option = "" if dialect is CE else f" --dialect {dialect.name}"
+    notes = site.notes if family.gpu and dialect is CE else ()
+    if family.gpu and not dialect.netstack_selectable:
+        notes = (f"{dialect.title} mounts a network stack of its own choice: it cannot be pinned here",)
+    return [
         f"# {image} at {site.title}.",
         f"# Written by: apertus-nemo edf render {image} --site {site.name}{option}",
         "# What a line is for, who says so and who says otherwise: apertus-nemo edf explain NAME",
-        *(f"# {note[0].upper()}{note[1:]}." for note in site.notes),
+        *(f"# {note[0].upper()}{note[1:]}." for note in notes),
     ]
-    return lines
 
 
 def _string(text: str) -> str:
@@ -102,7 +103,7 @@ def _string(text: str) -> str:
 
 def _edf(image: str, family: Family, version: str | None, site: Site, pin: str | None, dialect: Dialect) -> Rendered:
     name = file_name(image, family, version, site, ".toml")
-    lines = _header(image, version, site, pin, dialect)
+    lines = _header(image, family, site, dialect)
     launch = f"srun {dialect.launch_option}=/path/of/{name}" + (" --network=disable_rdzv_get" if family.gpu else "")
     if pin is None:
         lines += [
@@ -121,7 +122,7 @@ def _edf(image: str, family: Family, version: str | None, site: Site, pin: str |
     lines += ["]", "", "[annotations]"]
     lines += [f"{key} = {_string(value)}" for key, value in hook_annotations(family, site, dialect)]
     lines += ["", "[env]"]
-    entries = [(key, value, BY_NAME[key].reason) for key, value in variables(layers(family, site)).items()]
+    entries = [(key, value, BY_NAME[key].reason) for key, value in variables(layers(family, site, dialect)).items()]
     width = max(len(f"{key} = {_string(value)}") for key, value, _ in entries)
     lines += [f"{f'{key} = {_string(value)}':{width}}  # {reason}" for key, value, reason in entries]
     text = "\n".join(lines) + "\n"
@@ -164,7 +165,7 @@ class _Anything(dict[str, str]):
 
 def _shell(image: str, family: Family, version: str | None, site: Site, pin: str | None) -> Rendered:
     name = file_name(image, family, version, site, ".sh")
-    lines = _header(image, version, site, pin, CE)
+    lines = _header(image, family, site, CE)
     unnamed = "--container-image=/path/of/image-SHA256.sqsh " if pin is None else ""
     lines += [
         "#",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apertus_nemo.edf.dialects import Dialect
 from apertus_nemo.edf.document import Document
@@ -169,8 +169,3 @@ def in_order(findings: list[Finding], first: str) -> list[Finding]:
     """Each once; the file itself first, then its bases; by line."""
     unique = list(dict.fromkeys(findings))
     return sorted(unique, key=lambda f: (f.file != first, f.file, f.line is None, f.line or 0))
-
-
-def softened(finding: Finding, severity: str) -> Finding:
-    """The same at another severity."""
-    return replace(finding, severity=severity)

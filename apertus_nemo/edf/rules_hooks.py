@@ -26,7 +26,6 @@ ATTRIBUTES = {
 NAMES = tuple(f"com.hooks.{hook}.{key}" for hook, keys in ATTRIBUTES.items() for key in keys)
 VARIANTS = ("cuda12", "cuda13", "cuda-dl", "rocm5", "rocm6")
 _AEI = re.compile(r"alps-(?:images|extended-images)/|-alps\d+(?![\w.])")
-_NGC = re.compile(r"nvcr\.io[#/]|nvidia|pytorch|nemo|cuda", re.IGNORECASE)
 
 
 def check_hooks(case: Case) -> Iterator[Finding]:

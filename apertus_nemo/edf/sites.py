@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apertus_nemo.edf.dialects import CE, Dialect
 from apertus_nemo.errors import InputError
 
 # Layers of `settings.py`.
@@ -130,10 +131,10 @@ def site_named(name: str) -> Site:
     return SITES[name]
 
 
-def layers(family: Family, site: Site) -> tuple[str, ...]:
+def layers(family: Family, site: Site, dialect: Dialect = CE) -> tuple[str, ...]:
     """The layers of settings that an image of the family gets at the site."""
     if not family.gpu:
-        return ("python", "no-host-slurm") if site.engine == "ce" else ("python",)
+        return ("python", "no-host-slurm") if site.engine == "ce" and dialect is CE else ("python",)
     return _GPU_LAYERS if site.slingshot else ("framework", "python")
 
 

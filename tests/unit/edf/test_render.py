@@ -83,6 +83,8 @@ def test_sarus_suite() -> None:
     }
     with pytest.raises(InputError, match="Sarus Suite starts no files; give REFERENCE@sha256"):
         render("gh200-1.0.0", SITES["clariden"], pin=SQSH, dialect=SARUS)
+    assert "it cannot be pinned here." in rendered.text
+    assert "ENROOT_SLURM_HOOK" not in render("cpu", SITES["clariden"], dialect=SARUS).text
     base = render("gh200", SITES["clariden"], dialect=SARUS)
     assert tomllib.loads(base.text)["image"] == ""
 
