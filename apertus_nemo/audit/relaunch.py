@@ -187,6 +187,10 @@ def differences(lock: RunLock, found: RunLock) -> list[Difference]:
     result = []
     for item in named:
         mirror = re.sub(r"\Astages\[[0-9]+\]\.(?=data\.)", "", item.field)
+        within = re.fullmatch(r"stages\[([0-9]+)\]\.data\.mixture\[([0-9]+)\]\.data\.(.+)", item.field)
+        if within is not None:
+            source = lock.tree["stages"][int(within[1])]["data"]["mixture"][int(within[2])]["source"]
+            mirror = f"data.sources.{source}.{within[3]}"
         if mirror == item.field or (mirror, _text(item.locked), _text(item.found)) not in pairs:
             result.append(item)
     return result
@@ -346,12 +350,26 @@ def find_data(
             last = error
             continue
         found = corpus, dataclasses.replace(stated, files=_hashed(corpus, stated.files))
-        if stated.manifest_digest == record.lock.tree["data"]["manifest_digest"]:
+        if _manifests(stated) == _locked_manifests(record.lock):
             return found
         others.append(found)
     if others:
         return others[0]
     raise InputError(f"{last}; --data DIR says where the data are now")
+
+
+def _manifests(data: PinnedData) -> set[str]:
+    """The manifest digests of all corpora."""
+    if data.manifest_digest is not None:
+        return {data.manifest_digest}
+    return {source.manifest_digest for source in data.sources.values()}
+
+
+def _locked_manifests(lock: RunLock) -> set[str]:
+    data = lock.tree["data"]
+    if isinstance(data["manifest_digest"], str):
+        return {data["manifest_digest"]}
+    return {source["manifest_digest"] for source in data.get("sources", {}).values()}
 
 
 def _hashed(corpus: Path, files: Mapping[str, str]) -> dict[str, str]:

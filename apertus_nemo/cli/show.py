@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from apertus_nemo.cli.arguments import recipe_parser
@@ -14,7 +16,9 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.check import check, find
 from apertus_nemo.recipe.compose import ResolvedRecipe, compose
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
+_WIDE = 60  # characters of a list on one line
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.+-]*")
 _WORDS_OF_YAML = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -47,11 +51,70 @@ def derived(config: RunConfig) -> dict[str, Any]:
     return {
         "steps": steps,
         "samples": samples,
-        "tokens": samples * config.data.seq_length,
+        "tokens": StagePlan.from_config(config).consumed_tokens(samples),
         "world_size": config.world_size,
         "data_parallel_size": config.data_parallel_size,
         "micro_batches_per_step": [size // share for size in plan.sizes],
+        **({"stages": stages(config)} if config.data.stages else {}),
     }
+
+
+def stages(config: RunConfig) -> list[dict[str, Any]]:
+    """What each stage is, and how much it reads of its sources, where their manifests can be read."""
+    from apertus_nemo.data import mixture
+
+    plan, found = BatchPlan.from_config(config), _sources(config)
+    return [
+        {
+            "name": stage.name,
+            "steps": [plan.steps_before(stage.from_sample) + 1, plan.steps_before(stage.to_sample)],
+            "samples": [stage.from_sample, stage.to_sample - 1],
+            "seq_length": stage.seq_length,
+            "tokens": stage.num_samples * stage.seq_length,
+            "seed": stage.seed,
+            "position": stage.position,
+            "sources": [
+                {"source": share.source or "all", "samples": round(share.samples), "epochs": round(share.epochs, 3)}
+                for share in mixture.shares(stage, found)
+            ]
+            if found
+            else [],
+        }
+        for stage in StagePlan.from_config(config).stages
+    ]
+
+
+def _sources(config: RunConfig) -> dict[str, Any]:
+    """The sources by what their manifests say; empty while they are not built, or do not fit: training says why."""
+    from apertus_nemo.data import mixture
+    from apertus_nemo.data.corpus import embedded_folder
+    from apertus_nemo.errors import ApertusError
+    from apertus_nemo.launch.local import default_cache
+
+    try:
+        if config.data.source == "embedded":
+            folder = embedded_folder(default_cache(os.environ) / "corpus", config.data.tokenizer_vocab_size)
+        else:
+            folder = Path(config.data.path or "").expanduser()
+        return dict(mixture.sources(config, folder))
+    except ApertusError:
+        return {}
+
+
+def _stage_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """The stages, for people."""
+    for number, stage in enumerate(found, start=1):
+        first, last = stage["samples"]
+        how = "" if stage["position"] == "restart" else ", going on in each source"
+        yield (
+            f"# stage {number} {stage['name']}: steps {stage['steps'][0]} to {stage['steps'][1]}, samples {first} to "
+            f"{last} of {stage['seq_length']} tokens, seed {stage['seed']}{how}"
+        )
+        for source in stage["sources"]:
+            again = ": every token is read more than once" if source["epochs"] > 1 else ""
+            yield f"#   {source['source']}: {source['samples']} samples, {source['epochs']} epochs{again}"
+        if not stage["sources"]:
+            yield "#   the sources are not built yet, so how often each is read is not known"
 
 
 def as_json(resolved: ResolvedRecipe) -> str:
@@ -75,7 +138,8 @@ def as_text(resolved: ResolvedRecipe) -> str:
     if facts:
         rows.append(("", ""))
         rows.append(("# what follows", ""))
-        rows += [(f"# {name}: {scalar(value)}", "") for name, value in facts.items()]
+        rows += [(f"# {name}: {scalar(value)}", "") for name, value in facts.items() if name != "stages"]
+        rows += [(line, "") for line in _stage_lines(facts.get("stages", []))]
     width = max(len(line) for line, origin in rows if origin)
     return "".join(f"{line:{width}}  # {origin}".rstrip() + "\n" if origin else line + "\n" for line, origin in rows)
 
@@ -87,8 +151,27 @@ def _rows(tree: dict[str, Any], prefix: str, depth: int, provenance: dict[str, s
             yield "", ""
             yield f"{indent}{name}:", ""
             yield from _rows(value, key + ".", depth + 1, provenance)
+        elif isinstance(value, list) and len(scalar(value)) > _WIDE:
+            yield f"{indent}{name}:", provenance.get(key, "")
+            yield from ((line, "") for line in _items(value, indent + "  "))
         else:
             yield f"{indent}{name}: {scalar(value)}", provenance.get(key, "")
+
+
+def _items(values: list[Any], indent: str) -> Iterator[str]:
+    """A long list, a line an item, and a line a value of an item that is still too long."""
+    for value in values:
+        text = scalar(value)
+        if not isinstance(value, dict) or len(text) <= _WIDE:
+            yield f"{indent}- {text}"
+            continue
+        for number, (name, inner) in enumerate(value.items()):
+            start = "- " if number == 0 else "  "
+            if isinstance(inner, list) and len(scalar(inner)) > _WIDE:
+                yield f"{indent}{start}{name}:"
+                yield from _items(inner, indent + "    ")
+            else:
+                yield f"{indent}{start}{name}: {scalar(inner)}"
 
 
 def _quoted(text: str) -> str:

@@ -83,15 +83,7 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
         UnfitEnvironment: this Python comes without its sources, or the cache cannot be written.
     """
     documents = texts()
-    identity = {
-        "builder": BUILDER_VERSION,
-        "python": platform.python_version(),
-        "packages": builder.versions(),
-        "vocab_size": vocab_size,
-        "documents": [[name, hashlib.sha256(data).hexdigest()] for name, data in documents],
-    }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir / f"embedded-{key}"
+    folder = _folder(cache_dir, vocab_size, documents)
     if not folder.exists():
         with writing(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
@@ -99,7 +91,7 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
             Source(name, name, "text", lambda data=data: io.BytesIO(data), len(data))  # type: ignore[misc]
             for name, data in documents
         ]
-        with _one_at_a_time(cache_dir / f".embedded-{key}.lock"):
+        with _one_at_a_time(cache_dir / f".{folder.name}.lock"):
             if not folder.exists():
                 try:
                     builder.build(sources, folder, train_bpe=vocab_size, progress=progress)
@@ -111,6 +103,27 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
     except Differs as difference:
         raise Differs(f"{difference}; remove {folder} to have it built again") from None
     return folder
+
+
+def embedded_folder(cache_dir: Path, vocab_size: int) -> Path:
+    """Where `embedded` has it, or would build it; nothing is built or verified.
+
+    Raises UnfitEnvironment where this Python comes without the text.
+    """
+    return _folder(cache_dir, vocab_size, texts())
+
+
+def _folder(cache_dir: Path, vocab_size: int, documents: list[tuple[str, bytes]]) -> Path:
+    """Named by everything that decides the bytes of what is inside."""
+    identity = {
+        "builder": BUILDER_VERSION,
+        "python": platform.python_version(),
+        "packages": builder.versions(),
+        "vocab_size": vocab_size,
+        "documents": [[name, hashlib.sha256(data).hexdigest()] for name, data in documents],
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir / f"embedded-{key}"
 
 
 def _library_files(library: Path) -> Iterator[Path]:

@@ -1,11 +1,11 @@
-"""Training samples: Megatron's GPT dataset over a built corpus, with the Goldfish mask.
+"""Training samples: Megatron's GPT datasets over built corpora, with the Goldfish mask.
 
     dataset = training_dataset(run, corpus, cache=folder)
-    dataset[7]   # {"tokens", "labels", "loss_mask", "position_ids"}, each of shape [seq_length]
+    dataset[7]          # {"tokens", "labels", "loss_mask", "position_ids"}, each of shape [seq_length of its stage]
+    dataset.place(7)    # which stage, which source, which position in it
 
-Sample i is a function of the corpus' bytes, `data.seed`, `data.seq_length` and
-`schedule.train_samples`, its masks of the other settings of `data`; where the files and the cache lie
-changes nothing. Neither CUDA, nor NeMo, nor a compiler is needed: the wheel of megatron-core holds the
+Sample i is a function of the corpora's bytes, of `data` and of `schedule.train_samples`; where the files and the
+cache lie changes nothing. Neither CUDA, nor NeMo, nor a compiler is needed: the wheel of megatron-core holds the
 index builder compiled.
 """
 
@@ -16,14 +16,20 @@ import json
 import shutil
 import tempfile
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data import mixture
+from apertus_nemo.data.blending import Blend, positions
 from apertus_nemo.data.build import sync_tree
 from apertus_nemo.data.goldfish import kept
+from apertus_nemo.data.mixture import SourceData
 from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import Stage, StagePlan
 from apertus_nemo.record.files import writing
 
 if TYPE_CHECKING:
@@ -31,6 +37,30 @@ if TYPE_CHECKING:
 
 Sample = dict[str, "torch.Tensor"]
 _SUMS = "SHA256SUMS"  # of the cached index files
+
+
+@dataclass(frozen=True)
+class SamplePlace:
+    """Where a sample comes from."""
+
+    stage: Stage
+    source: str  # "" where the stage reads all of the data
+    position: int  # of the source's samples, in the order of its seed
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The samples of one stage."""
+
+    stage: Stage
+    blend: Blend
+    datasets: tuple[Any, ...]  # Megatron's, one a source of the stage; None for one that gives no sample
+    offsets: tuple[int, ...]  # position in each source at the stage's start
+
+    def find(self, index: int) -> tuple[int, int]:
+        """(number of the source, position in it) of a sample of the run."""
+        number, drawn = self.blend[index - self.stage.from_sample]
+        return number, self.offsets[number] + drawn
 
 
 class TrainingDataset:
@@ -41,10 +71,12 @@ class TrainingDataset:
     `data.eod_mask_loss`) and where the Goldfish hash drops the label, else 1.
     documents, only with `data.document_masking=per_document`: int64 [seq_length]; the number of the token's
     document in the sample, from 0. A sample may begin inside a document.
+    seq_length is that of the sample's stage.
     """
 
-    def __init__(self, megatron: Any, run: RunConfig, *, eod: int) -> None:
-        self._megatron = megatron
+    def __init__(self, readers: tuple[_Reader, ...], run: RunConfig, *, eod: int) -> None:
+        self._readers = readers
+        self._plan = StagePlan.from_config(run)
         self._length = run.schedule.train_samples
         self._eod = eod if run.data.document_masking == "per_document" else None
         self._goldfish = (run.data.goldfish_k, run.data.goldfish_h) if run.data.goldfish else None
@@ -52,10 +84,21 @@ class TrainingDataset:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Sample:
+    def _reader(self, index: int) -> _Reader:
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")
-        sample: Sample = dict(self._megatron[index])
+        return self._readers[self._plan.at(index).number - 1]
+
+    def place(self, index: int) -> SamplePlace:
+        """Where the sample of this index comes from; looked up, nothing is walked."""
+        reader = self._reader(index)
+        number, position = reader.find(index)
+        return SamplePlace(reader.stage, reader.stage.sources[number], position)
+
+    def __getitem__(self, index: int) -> Sample:
+        reader = self._reader(index)
+        number, position = reader.find(index)
+        sample: Sample = dict(reader.datasets[number][position])
         if self._goldfish:
             import torch
 
@@ -79,51 +122,34 @@ def document_numbers(tokens: torch.Tensor, *, eod: int) -> torch.Tensor:
 
 
 def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDataset:
-    """The samples of a run, the same on each rank. Verify the corpus first (`manifest.verify`).
+    """The samples of a run, the same on each rank. Verify the corpora first (`manifest.verify`).
 
     With torch.distributed initialised, every rank must call it: rank 0 makes the index, the others wait.
 
     Args:
         run: the resolved recipe.
-        corpus: a folder made by `apertus-nemo data build`.
+        corpus: a folder made by `apertus-nemo data build`; with mixtures of built data, the folder of such folders.
         cache: a folder for the index, seen by all ranks; made if missing.
 
     Raises:
-        InputError: the corpus does not fit the model, or is not one.
+        InputError: a corpus does not fit the model, or is not one.
         UnfitEnvironment: the cache cannot be written, or is not seen by all ranks.
     """
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-
-    manifest = manifests.load(corpus)
-    manifests.check_against_model(manifest, run)
-    prefix = str(corpus / manifests.PREFIX)
-
-    def open_index(folder: Path) -> Any:
-        config = GPTDatasetConfig(
-            random_seed=run.data.seed,
-            sequence_length=run.data.seq_length,
-            blend=([prefix], None),
-            split="100,0,0",
-            path_to_cache=str(folder),
-            tokenizer=_EndOfDocument(manifest.tokenizer.eos_id),
-            # Neither would change anything: RoPE reads no position ids, and no attention mask is made.
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=run.data.eod_mask_loss,
-            create_attention_mask=False,
-        )
-        low_level = GPTDataset.build_low_level_dataset(prefix, config)
-        documents = _all_documents(GPTDataset.numel_low_level_dataset(low_level))
-        # In the place of the path, which Megatron hashes into the names of its cache: the content.
-        name = manifests.digest(manifest)
-        return GPTDataset(low_level, name, documents, run.schedule.train_samples, Split.train, config)
-
+    found = mixture.sources(run, corpus)
+    plan = StagePlan.from_config(run)
     choices = {
-        "manifest": manifests.digest(manifest),
-        "seed": run.data.seed,
-        "seq_length": run.data.seq_length,
-        "train_samples": run.schedule.train_samples,
+        "stages": [
+            {
+                "from_sample": stage.from_sample,
+                "to_sample": stage.to_sample,
+                "seed": stage.seed,
+                "seq_length": stage.seq_length,
+                "position": stage.position,
+                "sources": [_identity(found[name]) for name in stage.sources],
+                "weights": [weight.hex() for weight in mixture.weights(stage, found)],
+            }
+            for stage in plan.stages
+        ],
         "packages": {name: _version(name) for name in ("megatron-core", "numpy")},
     }
     key = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:32]
@@ -131,13 +157,66 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
     rank, barrier = _distributed()
     if rank == 0 and not _index_is_good(folder):
         with writing(cache):
-            _make_index(folder, open_index)
+            _make_index(folder, lambda made: _open(run, plan, found, made, make=True))
     barrier()
     if not folder.is_dir():
         raise UnfitEnvironment(
             f"{folder}: rank {rank} does not see what rank 0 wrote: use a folder that all ranks share"
         )
-    return TrainingDataset(open_index(folder), run, eod=manifest.tokenizer.eos_id)
+    readers = _open(run, plan, found, folder, make=False)
+    return TrainingDataset(readers, run, eod=next(iter(found.values())).manifest.tokenizer.eos_id)
+
+
+def _identity(source: SourceData) -> str:
+    """Content, in the place of the path, which Megatron hashes into the names of its cache."""
+    digest = manifests.digest(source.manifest)
+    return digest if source.whole else f"{digest}:{source.first}-{source.end}"
+
+
+def _open(
+    run: RunConfig, plan: StagePlan, found: Mapping[str, SourceData], folder: Path, *, make: bool
+) -> tuple[_Reader, ...]:
+    """The readers of all stages, with their index in `folder`, which is made there first where `make` says so."""
+    if make:
+        blends = [Blend.build(stage, mixture.weights(stage, found)) for stage in plan.stages]
+        for stage, blend in zip(plan.stages, blends, strict=True):
+            blend.save(stage, folder)
+    else:
+        blends = [Blend.load(stage, folder) for stage in plan.stages]
+    places, needed = positions(plan, [blend.counts for blend in blends])
+    orders = {}
+    for (begun, name), samples in needed.items():
+        first = plan.stages[begun - 1]
+        orders[begun, name] = _megatron(run, first, found[name], samples, folder) if samples else None
+    return tuple(
+        _Reader(stage, blend, tuple(orders[order] for order, _ in row), tuple(offset for _, offset in row))
+        for stage, blend, row in zip(plan.stages, blends, places, strict=True)
+    )
+
+
+def _megatron(run: RunConfig, stage: Stage, source: SourceData, samples: int, folder: Path) -> Any:
+    """Megatron's dataset of `samples` samples of a source, in the order and of the length that the stage says."""
+    import numpy as np
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+
+    prefix = str(source.corpus / manifests.PREFIX)
+    config = GPTDatasetConfig(
+        random_seed=stage.seed,
+        sequence_length=stage.seq_length,
+        blend=([prefix], None),
+        split="100,0,0",
+        path_to_cache=str(folder),
+        tokenizer=_EndOfDocument(source.manifest.tokenizer.eos_id),
+        # Neither would change anything: RoPE reads no position ids, and no attention mask is made.
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=run.data.eod_mask_loss,
+        create_attention_mask=False,
+    )
+    low_level = GPTDataset.build_low_level_dataset(prefix, config)
+    documents = np.arange(source.first, source.end, dtype=np.int32)
+    return GPTDataset(low_level, _identity(source), documents, samples, Split.train, config)
 
 
 def sample_digest(sample: Sample) -> bytes:
@@ -163,12 +242,6 @@ class _EndOfDocument:
     def __init__(self, eod: int) -> None:
         self.eod = eod
         self.unique_identifiers = OrderedDict(eod=eod)
-
-
-def _all_documents(count: int) -> Any:
-    import numpy as np
-
-    return np.arange(count, dtype=np.int32)
 
 
 def _version(package: str) -> str:

@@ -20,13 +20,13 @@ def training_loader(
     dp_rank: int | None = None,
     dp_size: int | None = None,
 ) -> Any:
-    """A torch DataLoader of micro-batches, each tensor of a sample stacked to [micro_batch_size, seq_length].
+    """A torch DataLoader of micro-batches, each tensor stacked to [micro_batch_size, seq_length of the stage].
 
     It ends after the last step of the plan. Every rank must call it (see `training_dataset`, also for errors).
 
     Args:
         run: the resolved recipe.
-        corpus: a built corpus, verified.
+        corpus: a built corpus, verified; with mixtures of built data, the folder of them.
         cache: folder of the sample index, seen by all ranks.
         first_step: 1-based; one more than the last step done, to resume.
         dp_rank, dp_size: this rank's place among the replicas; None: as Megatron's process groups say.

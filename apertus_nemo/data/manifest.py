@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from apertus_nemo.errors import Differs, InputError
-from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.recipe.schema import to_tree
 from apertus_nemo.record.canonical import dumps, is_digest, loads_canonical, sha256_hex
 
 FORMAT = "apertus-nemo corpus"
@@ -151,26 +151,6 @@ def verify(folder: Path, *, read: Callable[[], None] = lambda: None) -> Manifest
         _check_file(folder / entry.path, entry, read)
     _check_index(folder, manifest)
     return manifest
-
-
-def check_against_model(manifest: Manifest, run: RunConfig) -> None:
-    """Refuse data that the run's model cannot take.
-
-    Raises:
-        InputError: ids beyond the model's vocabulary, or fewer tokens than one sample.
-    """
-    vocab_size = manifest.tokenizer.vocab_size
-    if vocab_size > run.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size is {run.model.vocab_size}, but the tokenizer of the data has {vocab_size} ids: "
-            f"set model.vocab_size to at least {vocab_size}, or build the data with a smaller vocabulary"
-        )
-    needed = run.data.seq_length + 1
-    if manifest.tokens < needed:
-        raise InputError(
-            f"data.seq_length is {run.data.seq_length}, so a sample needs {needed} tokens, "
-            f"but the corpus has {manifest.tokens}: add text or set a smaller data.seq_length"
-        )
 
 
 def hash_file(path: Path, *, read: Callable[[], None] = lambda: None) -> tuple[int, str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import apertus_nemo
-from apertus_nemo.data import manifest
+from apertus_nemo.data import manifest, mixture
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.launch.account import Account, Ending, signals_held
 from apertus_nemo.launch.environment import rank_environment, secrets
@@ -38,7 +38,7 @@ from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.attempts import FAILED, HUNG, KILLED
-from apertus_nemo.record.lock import RELAUNCH, PinnedData, RunLock, build_lock, look
+from apertus_nemo.record.lock import RELAUNCH, PinnedData, PinnedSource, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
 from apertus_nemo.record.source import find_source
@@ -196,14 +196,28 @@ def prepare_data(
 ) -> tuple[Path, PinnedData]:
     """The folder of the run's data, or `folder` in its place, and what the lock pins of it."""
     corpus = _corpus(run, cache, display) if folder is None else folder
-    found = manifest.load(corpus)
-    manifest.check_against_model(found, run)
-    files = {entry.path: entry.sha256 for entry in found.files}
-    return corpus, PinnedData(manifest.digest(found), files, to_tree(found.tokenizer))
+    found = mixture.sources(run, corpus)
+    manifests = {source.corpus: source.manifest for source in found.values()}
+    digests = {path: manifest.digest(each) for path, each in manifests.items()}
+    sources = {
+        name: PinnedSource(
+            manifest_digest=digests[source.corpus],
+            documents=None if source.whole else (source.first, source.end),
+            tokens=source.tokens,
+        )
+        for name, source in sorted(found.items())
+    }
+    files = {
+        (Path(name) / entry.path).as_posix(): entry.sha256
+        for name, path in mixture.corpora(run, corpus).items()
+        for entry in manifests[path].files
+    }
+    tokenizer = to_tree(next(iter(manifests.values())).tokenizer)
+    return corpus, PinnedData(digests.get(corpus), files, tokenizer, sources)
 
 
 def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
-    """The folder of the run's data; the embedded one is built the first time, and verified."""
+    """The folder of the run's data, or of its corpora; the embedded one is built the first time, and verified."""
     if run.data.source == "built":
         assert run.data.path is not None  # `check` has seen to it
         return Path(run.data.path).expanduser().resolve()

@@ -67,7 +67,8 @@ class Display:
         if self._before is None:  # steps that an earlier attempt did
             self._before = event["step"] - 1
         rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
-        figures = f"loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        stage = f"stage {event['stage']}  " if event.get("stage") is not None else ""
+        figures = f"{stage}loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  {rate:,.0f} tokens/s"
         if not self._terminal:
             now = time.monotonic()
             last = event["step"] == event["steps"]

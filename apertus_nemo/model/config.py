@@ -20,6 +20,7 @@ from apertus_nemo.model.init import initialise
 from apertus_nemo.model.layer_spec import check_layer_spec, layer_spec
 from apertus_nemo.model.layout import partition_dim
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 
 def _check(run: RunConfig) -> None:
@@ -194,7 +195,7 @@ def build_model(
         config,
         transformer_layer_spec=layer_spec(config, run.model, vp_stage),
         vocab_size=run.model.vocab_size,
-        max_sequence_length=run.data.seq_length,
+        max_sequence_length=StagePlan.from_config(run).max_seq_length,
         pre_process=pre_process,
         post_process=post_process,
         parallel_output=True,

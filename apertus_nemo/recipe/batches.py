@@ -55,6 +55,16 @@ class BatchPlan:
         piece = min(bisect.bisect_right(before, step - 1) - 1, len(self.sizes) - 1)
         return self.starts[piece] + (step - 1 - before[piece]) * self.sizes[piece], self.sizes[piece]
 
+    def size_at(self, sample: int) -> int:
+        """Global batch size of the step that consumes a sample."""
+        return self.sizes[max(0, bisect.bisect_right(self.starts, sample) - 1)]
+
+    def steps_before(self, sample: int) -> int:
+        """Steps that are done when `sample` samples were consumed, which is at the boundary of a step."""
+        before = self._steps_before()
+        piece = max(0, bisect.bisect_right(self.starts, sample) - 1)
+        return before[piece] + (min(sample, self.train_samples) - self.starts[piece]) // self.sizes[piece]
+
     def consumed_samples(self, step: int) -> int:
         """Samples consumed once the 1-based step is done; 0 for step 0."""
         if step == 0:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apertus_nemo.errors import InputError
+from apertus_nemo.recipe import stage_rules
 from apertus_nemo.recipe.schema import RunConfig
 
 
@@ -161,11 +162,10 @@ def tokens_fit_embedding(c: RunConfig) -> Iterator[Finding]:
 def data_path(c: RunConfig) -> Iterator[Finding]:
     """A path belongs to built data, and only to it."""
     if c.data.source == "built" and c.data.path is None:
-        yield Finding(
-            ("data.path", "data.source"),
-            "built data lies in a folder",
-            "name the folder that `apertus-nemo data build` wrote, or choose data=embedded",
-        )
+        mixed = any(stage.mixture for stage in c.data.stages)
+        one = "name the folder that `apertus-nemo data build` wrote, or choose data=embedded"
+        several = "name the folder that holds a built corpus for each source of the mixtures"
+        yield Finding(("data.path", "data.source"), "built data lies in a folder", several if mixed else one)
     if c.data.source == "embedded" and c.data.path is not None:
         yield Finding(
             ("data.path", "data.source"),
@@ -183,6 +183,13 @@ def goldfish_window(c: RunConfig) -> Iterator[Finding]:
             "the hash sees more labels than a sample has, so no label would ever be dropped",
             "make goldfish_h at most the sequence length, or set data.goldfish=false",
         )
+
+
+@rule
+def data_stages(c: RunConfig) -> Iterator[Finding]:
+    """Stages tile the run, each with data of its own; the rules are in `stage_rules.py`."""
+    for keys, reason, remedy in stage_rules.faults(c):
+        yield Finding(keys, reason, remedy)
 
 
 # --- optimizer and schedule ---

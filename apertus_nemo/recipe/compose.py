@@ -132,7 +132,7 @@ def _setters(parsed: Sequence[Override], loader: RecordingLoader) -> list[Overri
             continue
         for leaf, _ in flatten(override._value, key):
             whole = _list_above(leaf)
-            inside = whole is not None and typed.rule_key(leaf) in {whole, *ALLOWED}
+            inside = whole is not None and typed.rule_key(leaf) in {*typed.list_keys(), *ALLOWED}
             if leaf not in known and not inside:
                 faults.append(typed.unknown_key(leaf, origin))
     if faults:

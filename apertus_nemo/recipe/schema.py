@@ -39,12 +39,37 @@ class ModelConfig:
     layer_spec: str = "local"  # "local" (plain Megatron, CPU) or "transformer_engine"
 
 
+OPTIONAL = {"optional": True}  # of a field that a tree may leave out: it then has its default
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One source of a mixture."""
+
+    source: str  # "documentation" or "library" of the embedded text; a folder below data.path of built data
+    # share of the stage's samples, relative to the others; null in all parts: by the samples that each source has
+    weight: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class DataStage:
+    """From this sample on, this data. Null stands for what the recipe says in `data`."""
+
+    name: str
+    from_sample: int
+    seed: int | None = field(default=None, metadata=OPTIONAL)  # order of samples
+    seq_length: int | None = field(default=None, metadata=OPTIONAL)  # tokens a sample
+    position: str = field(default="restart", metadata=OPTIONAL)  # of every source; "continue": after the stage before
+    mixture: tuple[MixturePart, ...] = field(default=(), metadata=OPTIONAL)  # none: all of the data
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What is read, and how samples are cut from it."""
 
     source: str = "embedded"  # "embedded" (text of the running Python), or "built" (see path)
-    path: str | None = None  # folder made by `apertus-nemo data build`; only with source=built
+    # folder made by `apertus-nemo data build`, or, with mixtures, the folder of such folders; only with source=built
+    path: str | None = None
     seq_length: int = 4096  # tokens a sample
     seed: int = 28  # order of samples
     tokenizer_vocab_size: int = 4096  # of the BPE trained on the embedded corpus
@@ -53,6 +78,7 @@ class DataConfig:
     goldfish_h: int = 50  # labels that the hash sees
     eod_mask_loss: bool = True  # no loss where the input is the end-of-document token
     document_masking: str = "causal"  # "causal": documents of a sample see those before; "per_document": not
+    stages: tuple[DataStage, ...] = field(default=(), metadata=OPTIONAL)  # none: one stage, of all of the data
 
 
 @dataclass(frozen=True)

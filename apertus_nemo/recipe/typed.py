@@ -28,6 +28,8 @@ from apertus_nemo.recipe.values import ALLOWED
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _MAX_TEXT = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_BELOW = re.compile(rf"{_NAME.pattern}(/{_NAME.pattern}){{0,9}}")
+_FORMS = {"name": _NAME, "data.stages.name": _NAME, "data.stages.mixture.source": _BELOW}  # texts that become names
 
 
 class _Bad:
@@ -45,6 +47,11 @@ def fields_of(cls: Any) -> dict[str, Any]:
 
 
 @cache
+def _optional(cls: Any) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata.get("optional"))
+
+
+@cache
 def leaf_keys() -> tuple[str, ...]:
     """Every dotted key of a recipe that holds a value; a list counts as one value."""
     return tuple(_leaves(RunConfig, ""))
@@ -56,6 +63,23 @@ def _leaves(cls: Any, prefix: str) -> list[str]:
         nested = dataclasses.is_dataclass(kind) and isinstance(kind, type)
         found += _leaves(kind, f"{prefix}{name}.") if nested else [prefix + name]
     return found
+
+
+@cache
+def list_keys() -> tuple[str, ...]:
+    """The keys that hold lists, those inside the items of a list too, as `rule_key` writes them."""
+
+    def found(cls: Any, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for name, kind in fields_of(cls).items():
+            is_list = typing.get_origin(kind) is tuple
+            inner = typing.get_args(kind)[0] if is_list else kind
+            keys += [prefix + name] if is_list else []
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                keys += found(inner, f"{prefix}{name}.")
+        return keys
+
+    return tuple(found(RunConfig, ""))
 
 
 @cache
@@ -94,7 +118,7 @@ def show_value(value: object) -> str:
 
 
 def from_tree(tree: object, *, where: Mapping[str, str] | None = None) -> RunConfig:
-    """The RunConfig that a tree describes; every field must be there.
+    """The RunConfig that a tree describes; every field must be there but those marked `schema.OPTIONAL`.
 
     `where` says where a dotted key's value came from, for the messages. Raises InputError.
     """
@@ -135,6 +159,8 @@ def _dataclass(cls: Any, tree: object, key: str, where: Mapping[str, str], fault
             faults.append(unknown_key(f"{prefix}{name}", _origin(f"{prefix}{name}", where)))
     values: dict[str, Any] = {}
     for name, kind in kinds.items():
+        if name not in tree and name in _optional(cls):
+            continue
         if name not in tree or tree[name] == "???":
             faults.append(f"{prefix}{name} has no value; {_demand(rule_key(prefix + name), kind)}")
             continue
@@ -204,8 +230,8 @@ def _scalar(kind: type, value: object, row: str) -> Any:
 
 
 def _is_good_text(value: str, row: str) -> bool:
-    if row == "name":  # becomes a part of a folder's name
-        return _NAME.fullmatch(value) is not None
+    if row in _FORMS:
+        return _FORMS[row].fullmatch(value) is not None
     if row == "trainer.max_time":
         return time_limit_s(value) is not None
     return 0 < len(value) <= _MAX_TEXT and value.isprintable()

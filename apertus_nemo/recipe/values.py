@@ -96,6 +96,17 @@ ALLOWED: dict[str, Allowed] = {
     "data.document_masking": _choice(
         "one is what the published runs did, the other what their report says", "causal", "per_document"
     ),
+    "data.stages.name": Allowed('it names a stage, so it has letters, digits, ".", "_" and "-" only'),
+    "data.stages.from_sample": Allowed("the first stage begins with sample 0", low=0, high=1 << 50),
+    "data.stages.seed": Allowed("numpy's generator, which orders the samples, takes 32 bits", low=0, high=2**32 - 1),
+    "data.stages.seq_length": Allowed("a sample holds at least one input and its label", low=2, high=1 << 31),
+    "data.stages.position": _choice(
+        "a stage reads each source from its start, or from where the stage before stopped", "restart", "continue"
+    ),
+    "data.stages.mixture.source": Allowed(
+        'it names a source: letters, digits, ".", "_" and "-", with "/" between the names of folders'
+    ),
+    "data.stages.mixture.weight": Allowed("it is a share of the samples", low=0, high=1e12, above=True),
     "optim.lr": Allowed("a step goes down the gradient, by a bounded amount", low=0, high=1, above=True),
     "optim.min_lr": _RATE,
     "optim.name": _choice("it is the optimizer of Apertus", "ademamix"),

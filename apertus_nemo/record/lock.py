@@ -11,7 +11,7 @@ Version 1 of the schema. The same choices in the same surroundings give the same
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.recipe.stages import Stage, StagePlan
 from apertus_nemo.recipe.time_limit import without_time_limit
 from apertus_nemo.record.canonical import dumps, loads_canonical, sha256_hex, unknown
 from apertus_nemo.record.machine import machine
@@ -47,6 +48,7 @@ FIELDS = frozenset(
     }
 )
 LATER = frozenset({"python"})  # the first records of version 1 lack it
+ALL = "all"  # in the place of a source's name: all of the data
 RELAUNCH = "relaunch_of"  # only in the lock of a relaunch that was let differ: see `RunLock.allowing`
 
 # Variables that can change a result, and hold no secret. Nothing else of an environment enters a lock.
@@ -146,12 +148,22 @@ def look(*, source: Source | None = None, cache: Path | None = None) -> Surround
 
 
 @dataclass(frozen=True)
-class PinnedData:
-    """A built corpus, as a lock pins it."""
+class PinnedSource:
+    """One source of a mixture, as a lock pins it."""
 
-    manifest_digest: str  # SHA-256 of its manifest
+    manifest_digest: str  # of its corpus
+    documents: tuple[int, int] | None  # the first, and one past the last; None: all of its corpus
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PinnedData:
+    """Built corpora, as a lock pins them."""
+
+    manifest_digest: str | None  # SHA-256 of the manifest; None where there is one for each source
     files: Mapping[str, str]  # path -> SHA-256, those of the tokenizer included
     tokenizer: Mapping[str, Any]  # kind, size of the vocabulary, special ids
+    sources: Mapping[str, PinnedSource] = field(default_factory=dict)  # by name, where the recipe has stages
 
 
 def build_lock(
@@ -170,8 +182,7 @@ def build_lock(
     Raises InputError where the recipe or an override holds what looks like a secret.
     """
     here = look() if surroundings is None else surroundings
-    tree = to_tree(config)
-    tree["trainer"]["max_time"] = None
+    tree = recorded(config)
     pinned = {name: environment[name] for name in ENVIRONMENT if name in environment}
     refuse_secrets(leaves(tree), where="the recipe")
     refuse_secrets(override_pairs(overrides), where="the overrides")
@@ -191,9 +202,19 @@ def build_lock(
             "python": dict(here.python),
             "schema_version": SCHEMA_VERSION,
             "source": dict(here.source),
-            "stages": _stages(config, {name: corpus[name] for name in ("manifest_digest", "seed", "source")}),
+            "stages": _stages(config, corpus),
         }
     )
+
+
+def recorded(config: RunConfig) -> dict[str, Any]:
+    """A recipe as a lock holds it: without a time limit, which changes no number, and without `data.stages` where there
+    are none, as the first records of version 1."""
+    tree: dict[str, Any] = to_tree(config)
+    tree["trainer"]["max_time"] = None
+    if not config.data.stages:
+        del tree["data"]["stages"]
+    return tree
 
 
 def _data(config: RunConfig, data: PinnedData | None) -> dict[str, Any]:
@@ -205,9 +226,11 @@ def _data(config: RunConfig, data: PinnedData | None) -> dict[str, Any]:
     else:
         found = {
             "files": dict(data.files),
-            "manifest_digest": data.manifest_digest,
+            "manifest_digest": data.manifest_digest or unknown("each source has one of its own: see sources"),
             "tokenizer": dict(data.tokenizer),
         }
+    if config.data.stages:
+        found["sources"] = _sources(config, data)
     return {"seed": config.data.seed, "source": config.data.source, **found}
 
 
@@ -234,9 +257,26 @@ def _hardware(config: RunConfig, environment: Mapping[str, str], here: Mapping[s
     }
 
 
+def _sources(config: RunConfig, data: PinnedData | None) -> dict[str, Any]:
+    """What each source of the stages is, by name; "all" is all of the data."""
+    names = {name for stage in StagePlan.from_config(config).stages for name in stage.sources}
+    if data is None:
+        return dict.fromkeys(
+            (name or ALL for name in names), unknown("the data were not built when the lock was written")
+        )
+    return {
+        name or ALL: {
+            "documents": None if data.sources[name].documents is None else list(data.sources[name].documents or ()),
+            "manifest_digest": data.sources[name].manifest_digest,
+            "tokens": data.sources[name].tokens,
+        }
+        for name in names
+    }
+
+
 def _stages(config: RunConfig, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One entry a piece of the batch plan: from which sample to which, cut how, from what data."""
-    plan = BatchPlan.from_config(config)
+    """One entry wherever batch or data change: from which sample to which, cut how, from what data."""
+    plan, stages = BatchPlan.from_config(config), StagePlan.from_config(config)
     parallel = config.parallel
     topology = {
         "context_parallel_size": parallel.context_parallel_size,
@@ -248,16 +288,41 @@ def _stages(config: RunConfig, data: Mapping[str, Any]) -> list[dict[str, Any]]:
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
         "world_size": config.world_size,
     }
-    ends = (*plan.starts[1:], plan.train_samples)
-    return [
-        {
-            "data": dict(data),
-            "from_sample": start,
-            "global_batch_size": size,
-            "micro_batch_size": config.trainer.micro_batch_size,
-            "seed": config.trainer.seed,
-            "to_sample": end,
-            "topology": dict(topology),
-        }
-        for start, size, end in zip(plan.starts, plan.sizes, ends, strict=True)
-    ]
+    starts = sorted({*plan.starts, *(stage.from_sample for stage in stages.stages)})
+    found = []
+    for start, end in zip(starts, (*starts[1:], plan.train_samples), strict=True):
+        stage = stages.at(start)
+        found.append(
+            {
+                "data": _stage_data(config, stage, data),
+                "from_sample": start,
+                "global_batch_size": plan.size_at(start),
+                "micro_batch_size": config.trainer.micro_batch_size,
+                "seed": config.trainer.seed,
+                "to_sample": end,
+                "topology": dict(topology),
+            }
+        )
+    return found
+
+
+def _stage_data(config: RunConfig, stage: Stage, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of one stage; of a recipe without stages, as the first records of version 1 have it."""
+    if not config.data.stages:
+        return {name: data[name] for name in ("manifest_digest", "seed", "source")}
+    weights = [part.weight for part in stage.mixture] or [None]
+    return {
+        "mixture": [
+            {
+                "data": data["sources"][name or ALL],
+                "source": name or ALL,
+                "weight": "by samples" if weight is None else weight,
+            }
+            for name, weight in zip(stage.sources, weights, strict=True)
+        ],
+        "position": stage.position,
+        "seed": stage.seed,
+        "seq_length": stage.seq_length,
+        "source": config.data.source,
+        "stage": stage.name,
+    }

@@ -22,6 +22,7 @@ from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.optim.schedule import learning_rate
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig, to_tree
+from apertus_nemo.recipe.stages import StagePlan
 from apertus_nemo.record.run_dir import RunDirectory
 
 _WANDB_TIMEOUT_S = 30.0  # a server that does not answer costs this once at the start, and once at the end
@@ -138,6 +139,7 @@ class Charts(pl.Callback):
         self._run, self._attempt, self._run_id, self._warn = run, attempt, run_id, warn
         self._logs = directory.path / "logs"
         self._plan = BatchPlan.from_config(run)
+        self._stages = StagePlan.from_config(run)
         self._charts: dict[str, Chart] = {}
         self._started = 0.0
 
@@ -165,14 +167,13 @@ class Charts(pl.Callback):
         first, size = self._plan.batch_at(step)
         reported: Mapping[str, Any] = pl_module.values  # type: ignore[assignment]
         loss, grad_norm = float(reported["reduced_train_loss"]), float(reported["grad_norm"])
-        length = self._run.data.seq_length
         seconds = time.perf_counter() - self._started  # after the numbers have come from the device
         values = {
             "loss": loss,
             "learning_rate": learning_rate(self._run, first),
             "grad_norm": grad_norm,
-            "consumed_tokens": float((first + size) * length),
-            "tokens_per_second": size * length / seconds if seconds > 0 else 0.0,
+            "consumed_tokens": float(self._stages.consumed_tokens(first + size)),
+            "tokens_per_second": size * self._stages.at(first).seq_length / seconds if seconds > 0 else 0.0,
         }
         for name in list(self._charts):
             self._attempted(name, lambda chart: chart.write(step, values))

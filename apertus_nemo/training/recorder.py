@@ -20,6 +20,7 @@ from apertus_nemo.optim.module import apply_schedule
 from apertus_nemo.optim.schedule import learning_rate
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 from apertus_nemo.record.files import read_bytes, write_atomic
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import write_seal
@@ -55,6 +56,7 @@ class Recorder(pl.Callback):
         self._heart = heart or Heart()
         self._run = run
         self._plan = BatchPlan.from_config(run)
+        self._stages = StagePlan.from_config(run)
         self._directory = directory
         self._attempt = attempt
         self._lock_digest = lock_digest
@@ -129,7 +131,7 @@ class Recorder(pl.Callback):
         record = StepRecord(
             step=step,
             consumed_samples=self._consumed,
-            consumed_tokens=self._consumed * self._run.data.seq_length,
+            consumed_tokens=self._stages.consumed_tokens(self._consumed),
             global_batch_size=size,
             loss=loss,
             grad_norm=grad_norm,
@@ -137,7 +139,8 @@ class Recorder(pl.Callback):
             batch_digest=batch,
         )
         self._write(record, state)
-        self._tokens += size * self._run.data.seq_length
+        stage = self._stages.at(first)
+        self._tokens += size * stage.seq_length
         self._progress.send(
             "step",
             step=step,
@@ -145,6 +148,7 @@ class Recorder(pl.Callback):
             loss=loss,
             grad_norm=grad_norm,
             learning_rate=rate,
+            stage=stage.name if len(self._stages.stages) > 1 else None,
             tokens=self._tokens,
             seconds=time.perf_counter() - self._started,
         )

@@ -39,7 +39,7 @@ class Place:
     rank: int
     local_rank: int
     attempt: int
-    corpus: Path  # a built corpus
+    corpus: Path  # a built corpus; with mixtures of built data, the folder of them
     cache: Path  # of the sample index; seen by all ranks
     rendezvous: Path | None = None  # file through which the ranks meet; None: MASTER_ADDR and MASTER_PORT
 

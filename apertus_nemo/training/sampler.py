@@ -1,7 +1,7 @@
-"""Tells Megatron's schedule how many micro-batches a step has, across changes of the batch size.
+"""Tells Megatron's schedule how many micro-batches a step has and how long they are, across changes of both.
 
 NeMo's `MegatronDataSampler` stops the trainer when the global batch size changes and counts samples from a
-calculator that is global to the process. Here both follow from the step and the `BatchPlan`.
+calculator that is global to the process. Here all follows from the step, the `BatchPlan` and the `StagePlan`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 
 class PlanStep(MegatronStep):  # type: ignore[misc]
@@ -27,11 +28,12 @@ class PlanStep(MegatronStep):  # type: ignore[misc]
 
 
 class PlanSampler(DataSampler):  # type: ignore[misc]
-    """A NeMo DataSampler whose geometry is the run's BatchPlan."""
+    """A NeMo DataSampler whose geometry is the run's BatchPlan and StagePlan."""
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
         self._plan = BatchPlan.from_config(run)
+        self._stages = StagePlan.from_config(run)
 
     def setup(self, global_rank: int) -> None:
         """Nothing to prepare: there is no state."""
@@ -45,12 +47,17 @@ class PlanSampler(DataSampler):  # type: ignore[misc]
         _, size = self._plan.batch_at(step)
         return size // (self._run.trainer.micro_batch_size * self._run.data_parallel_size)
 
+    def seq_length(self, step: int) -> int:
+        """Tokens of each sample in the 1-based step."""
+        return self._stages.at(self._plan.batch_at(step)[0]).seq_length
+
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         """Megatron's callback: the shape of the step that begins."""
+        now = self.trainer.global_step + 1
         given = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
         given.update(
-            seq_length=self._run.data.seq_length,
+            seq_length=self.seq_length(now),  # Megatron makes the shapes of messages between pipeline stages from it
             micro_batch_size=self._run.trainer.micro_batch_size,
-            num_microbatches=self.num_microbatches(self.trainer.global_step + 1),
+            num_microbatches=self.num_microbatches(now),
         )
         return PlanStep(**given)

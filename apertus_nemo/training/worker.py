@@ -21,7 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apertus_nemo.data.manifest import verify
+from apertus_nemo.data.mixture import corpora
 from apertus_nemo.errors import ApertusError
+from apertus_nemo.recipe.typed import from_tree
+from apertus_nemo.record.lock import RunLock
+from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.training import imports
 from apertus_nemo.training.heartbeat import STARTING, Heart
 from apertus_nemo.training.progress import Progress
@@ -38,7 +42,7 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     rank = int(environment["RANK"])
     try:
         if rank == 0:
-            verify(Path(environment["APERTUS_CORPUS"]), read=heart.beat)
+            _verify_data(Path(arguments[0]), Path(environment["APERTUS_CORPUS"]), heart)
         imports.install()
         heart.beat()
         from apertus_nemo.training.run import train_rank
@@ -65,6 +69,14 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
         traceback.print_exc()
         return 4
     return 0
+
+
+def _verify_data(run_directory: Path, folder: Path, heart: Heart) -> None:
+    """Every byte of the corpora in `folder` that the run reads, before anything heavy is imported."""
+    path = RunDirectory.open(run_directory).lock
+    run = from_tree(RunLock.from_bytes(path.read_bytes(), what=str(path)).tree["config"])
+    for corpus in corpora(run, folder).values():
+        verify(corpus, read=heart.beat)
 
 
 def _die_with_launcher(launcher: int) -> None:

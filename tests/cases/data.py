@@ -224,3 +224,82 @@ def embed(rank: int, world_size: int, *, cache: str, vocab_size: int) -> dict[st
         "tokens": manifest.tokens,
         "inputs": [[entry.name, entry.sha256] for entry in manifest.inputs],
     }
+
+
+def staged_config(stages: list[dict[str, Any]], changes: dict[str, Any]) -> RunConfig:
+    """`run_config` with data stages, as a recipe has them."""
+    import dataclasses
+
+    from apertus_nemo.recipe.schema import to_tree
+    from apertus_nemo.recipe.typed import from_tree
+
+    run = run_config(**changes)
+    tree = to_tree(dataclasses.replace(run, data=dataclasses.replace(run.data, stages=())))
+    tree["data"]["stages"] = stages
+    return from_tree(tree)
+
+
+def staged(
+    rank: int, world_size: int, *, corpus: str, cache: str, stages: list[dict[str, Any]], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Every sample of a run with stages: where it comes from, its length, its digest; asked for from the last on."""
+    from apertus_nemo.data.dataset import sample_digest, training_dataset
+
+    dataset = training_dataset(staged_config(stages, changes), Path(corpus), cache=Path(cache))
+    rows = []
+    for index in reversed(range(len(dataset))):
+        place, sample = dataset.place(index), dataset[index]
+        tokens = sample["tokens"]
+        row = [place.stage.name, place.source, place.position, list(tokens.shape), sample_digest(sample).hex()]
+        rows.append([*row, _digest_of_tokens(tokens.tolist())])
+    return {"rows": rows[::-1], "length": len(dataset)}
+
+
+def _digest_of_tokens(tokens: list[int]) -> str:
+    import hashlib
+
+    return hashlib.sha256(" ".join(map(str, tokens)).encode()).hexdigest()
+
+
+def blended(
+    rank: int, world_size: int, *, corpora: list[str], cache: str, weights: list[float], seed: int, seq_length: int,
+    samples: int, sizes: list[int],
+) -> list[Any]:  # fmt: skip
+    """The blend of Megatron's own BlendedDataset over its own GPTDatasets of the given sizes."""
+    import numpy as np
+    import torch
+    from megatron.core.datasets.blended_dataset import BlendedDataset
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+
+    class Tokenizer:
+        eod = 2
+        unique_identifiers = {"name": "test"}  # noqa: RUF012
+
+    store = f"file://{os.environ['RENDEZVOUS_FILE']}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    prefixes = [str(Path(corpus) / "corpus") for corpus in corpora]
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_length,
+        blend=(prefixes, weights),
+        split="100,0,0",
+        path_to_cache=cache,
+        tokenizer=Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=True,
+        create_attention_mask=False,
+    )
+    parts = []
+    for prefix, size in zip(prefixes, sizes, strict=True):
+        low_level = GPTDataset.build_low_level_dataset(prefix, config)
+        documents = np.arange(GPTDataset.numel_low_level_dataset(low_level), dtype=np.int32)
+        parts.append(GPTDataset(low_level, prefix, documents, size, Split.train, config))
+    whole = BlendedDataset(parts, weights, samples, config)
+    rows = []
+    for index in range(samples):
+        sample = whole[index]
+        number = int(whole.dataset_sample_index[index])
+        rows.append([int(sample["dataset_id"]), number, _digest_of_tokens(sample["tokens"].tolist())])
+    return rows

@@ -44,7 +44,7 @@ HEAVY = {
 }
 MAY_BE_HEAVY = {"data", "model", "optim", "training", "testing", "plan"}
 LIGHT_MODULES = {
-    *("optim.schedule", "model.layout", "data.manifest"),
+    *("optim.schedule", "model.layout", "data.manifest", "data.mixture"),
     *("plan.plan", "plan.ranks", "plan.memory", "plan.flops", "plan.cost", "plan.hardware", "plan.text"),
 }
 

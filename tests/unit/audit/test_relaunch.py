@@ -22,6 +22,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.launch.environment import rank_environment
 from apertus_nemo.launch.local import readable_recipe
 from apertus_nemo.launch.show import Display
+from apertus_nemo.recipe.schema import DataStage, MixturePart
 from apertus_nemo.record.canonical import dumps, is_unknown, sha256_hex
 from apertus_nemo.record.lock import FIELDS, RunLock, Surroundings, build_lock
 from apertus_nemo.record.run_dir import RunDirectory
@@ -384,6 +385,72 @@ class TestData:
         ] == [
             ("data.files.corpus.bin", stated["corpus.bin"], sha256_hex(bytes(data))),
             ("data.files.tokenizer/tokenizer.json", stated["tokenizer/tokenizer.json"], ABSENT),
+        ]
+
+
+class TestMixtures(TestData):
+    """The same with a corpus for each source: the path is that of their folder."""
+
+    @pytest.fixture
+    def corpus(self, built: Path, tmp_path: Path) -> Path:
+        shutil.copytree(built, tmp_path / "corpora" / "one")
+        self.build(tmp_path / "corpora", "more of it, in a file. " * 40)
+        return tmp_path / "corpora"
+
+    def build(self, folder: Path, text: str) -> None:
+        (folder / "b.txt").write_text(text)
+        found = sources.find([str(folder / "b.txt")])
+        build(found, folder / "two", tokenizer=folder / "one" / "tokenizer", force=True)
+
+    def record(self, folder: Path, corpus: Path, written: str) -> tuple[Record, Any]:
+        both = (MixturePart("one", 1.0), MixturePart("two", 3.0))
+        stages = (DataStage("a", 0, mixture=both), DataStage("b", 80, seed=5, mixture=both[:1]))
+        config = example.config()
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, source="built", path=written, stages=stages),
+            model=dataclasses.replace(config.model, vocab_size=512),
+        )
+        _, data = relaunch.prepare_data(config, folder, QUIET, folder=corpus)
+        lock = build_lock(config, overrides=[], environment={}, data=data, surroundings=example.SURROUNDINGS)
+        record = Record.read(write(folder, lock))
+        record.directory.attempt(0).mkdir()
+        note = json.dumps({"APERTUS_CORPUS": str(corpus)})
+        (record.directory.attempt(0) / "environment.json").write_text(note)
+        return record, config
+
+    def test_a_path_that_means_another_place_now(
+        self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        record, config = self.record(tmp_path / "a", corpus, "corpora")
+        (tmp_path / "there").mkdir()
+        monkeypatch.chdir(tmp_path / "there")
+        found, pinned = self.find(record, config)
+        assert found == corpus
+        assert pinned.manifest_digest is None
+        assert list(record.lock.tree["data"]["manifest_digest"]) == ["unknown"]
+        expected = {f"{name}/{e.path}": e.sha256 for name in ("one", "two") for e in load(corpus / name).files}
+        assert pinned.files == record.lock.tree["data"]["files"] == expected
+
+    def test_moved_data_are_named_by_the_caller(self, corpus: Path, tmp_path: Path) -> None:
+        record, config = self.record(tmp_path / "a", corpus, str(corpus))
+        moved = corpus.rename(tmp_path / "moved")
+        with pytest.raises(InputError, match=r"^the source one of the mixture: .*; --data DIR says where the data are"):
+            self.find(record, config)
+        assert self.find(record, config, moved)[0] == moved
+
+    def test_a_file_with_other_bytes_is_a_difference(self, corpus: Path, tmp_path: Path) -> None:
+        """Another corpus in the place of one: named once, not in each stage again, and allowed with the data."""
+        record, config = self.record(tmp_path / "a", corpus, str(corpus))
+        self.build(corpus, "other text, and some more of it. " * 50)
+        _, pinned = self.find(record, config)
+        found = here(record, surroundings=example.SURROUNDINGS, data=pinned, shell=SHELL)
+        fields = [item.field for item in differences(record.lock, found)]
+        assert [field for field in fields if field.startswith(("data.", "stages"))] == [
+            "data.files.two/corpus.bin",
+            "data.files.two/corpus.idx",
+            "data.sources.two.manifest_digest",
+            "data.sources.two.tokens",
         ]
 
 

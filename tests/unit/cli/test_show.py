@@ -91,7 +91,7 @@ def test_users_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     )
     assert "# own/recipe/mine.yaml\n" in shown(capsys, "--recipes", "own", "recipe=mine")
     assert main(["show", "recipe=mine"]) == 2
-    assert capsys.readouterr().err == "apertus-nemo: recipe=mine does not exist (there are: tiny_pretrain)\n"
+    assert capsys.readouterr().err.startswith("apertus-nemo: recipe=mine does not exist (there are: ")
 
 
 def test_errors_leave_standard_output_empty(capsys: pytest.CaptureFixture[str]) -> None:

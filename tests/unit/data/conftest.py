@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,15 @@ def command(parent: Parent, tmp_path: Path) -> Command:
         return dict(result)
 
     return call
+
+
+@pytest.fixture
+def mixed_corpora(tmp_path: Path, corpus: Path, command: Command) -> Path:
+    """Three corpora with one tokenizer: `one`, `two/inner`, which has a fifth of its tokens, and `short`."""
+    shutil.copytree(corpus, tmp_path / "one")
+    (tmp_path / "a.txt").write_text("arm bear cloud " * 90)
+    (tmp_path / "b.txt").write_text("arm")
+    chosen = ("--tokenizer", corpus / "tokenizer", "--output")
+    assert command("build", "--input", "a.txt", *chosen, "two/inner")["code"] == 0
+    assert command("build", "--input", "b.txt", *chosen, "short")["code"] == 0
+    return tmp_path

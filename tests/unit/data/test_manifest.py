@@ -12,7 +12,6 @@ import pytest
 
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.errors import Differs, InputError
-from tests.cases.data import run_config
 
 
 @pytest.fixture
@@ -134,24 +133,6 @@ def test_folders_that_are_no_corpus(tmp_path: Path, copy: Path) -> None:
     (copy / "manifest.sha256").unlink()
     with pytest.raises(InputError, match=r"it has no manifest\.sha256"):
         manifests.verify(copy)
-
-
-def test_data_that_the_model_cannot_take_is_refused(corpus: Path) -> None:
-    manifest = manifests.load(corpus)
-    manifests.check_against_model(manifest, run_config(vocab_size=300))
-    with pytest.raises(InputError) as refusal:
-        manifests.check_against_model(manifest, run_config(vocab_size=299))
-    assert str(refusal.value) == (
-        "model.vocab_size is 299, but the tokenizer of the data has 300 ids: "
-        "set model.vocab_size to at least 300, or build the data with a smaller vocabulary"
-    )
-    manifests.check_against_model(manifest, run_config(seq_length=manifest.tokens - 1))
-    with pytest.raises(InputError) as refusal:
-        manifests.check_against_model(manifest, run_config(seq_length=manifest.tokens))
-    assert str(refusal.value) == (
-        f"data.seq_length is {manifest.tokens}, so a sample needs {manifest.tokens + 1} tokens, "
-        f"but the corpus has {manifest.tokens}: add text or set a smaller data.seq_length"
-    )
 
 
 def test_verify_loads_neither_numpy_nor_torch(corpus: Path) -> None:

@@ -109,6 +109,22 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {},
     ),
     (
+        "data_path",
+        {"data__source": "built", "data__stages": [{"name": "a", "from_sample": 0, "mixture": [{"source": "web"}]}]},
+        "data.path=null, data.source=built: built data lies in a folder; name the folder that holds a built corpus for each source of the mixtures",
+        {
+            "data__source": "built",
+            "data__path": "/d",
+            "data__stages": [{"name": "a", "from_sample": 0, "mixture": [{"source": "web"}]}],
+        },
+    ),
+    (
+        "data_stages",  # each of its rules: test_stage_rules.py
+        {"data__stages": [{"name": "a", "from_sample": 8}]},
+        "data.stages.0.from_sample=8: the samples before it belong to no stage; let the first stage begin with sample 0",
+        {"data__stages": [{"name": "a", "from_sample": 0}]},
+    ),
+    (
         "goldfish_window",
         {"data__goldfish_h": 257},
         "data.goldfish_h=257, data.seq_length=256: the hash sees more labels than a sample has, so no label would ever be dropped; make goldfish_h at most the sequence length, or set data.goldfish=false",
@@ -386,5 +402,6 @@ def test_nothing_heavy_is_imported() -> None:
         "dataclasses",
         "typing",
         "apertus_nemo.errors",
+        "apertus_nemo.recipe",  # stage_rules
         "apertus_nemo.recipe.schema",
     }

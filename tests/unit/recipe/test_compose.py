@@ -156,8 +156,8 @@ def test_users_own_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert resolved.provenance["optim.lr"] == "own/recipe/mine.yaml"
     assert resolved.provenance["model.num_layers"] == "own/model/three.yaml"
     assert resolved.provenance["optim.beta1"] == "recipes/optim/ademamix.yaml"
-    assert available("recipe", recipe_dirs=[folder]) == ["mine", "tiny_pretrain"]
-    with pytest.raises(InputError, match=r"^recipe=mine does not exist \(there are: tiny_pretrain\)$"):
+    assert available("recipe", recipe_dirs=[folder]) == sorted([*available("recipe"), "mine"])
+    with pytest.raises(InputError, match=r"^recipe=mine does not exist \(there are: [a-z0-9_, ]+\)$"):
         compose("mine")
 
 
@@ -194,7 +194,8 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_every_packaged_recipe_can_run() -> None:
-    for name in available("recipe"):
+    """Those of the published runs want a cluster and what nobody published: tests/unit/recipe/test_stages.py."""
+    for name in (name for name in available("recipe") if name.startswith("tiny_")):
         resolved = compose(name)
         assert resolved.config.name == name
         check(resolved.config)
@@ -296,7 +297,8 @@ def test_multirun_without_a_sweep_is_one_run() -> None:
 
 def test_multirun_finds_users_files(tmp_path: Path) -> None:
     folder = user_recipes(tmp_path / "own")
-    assert parse_multirun(["recipe=glob(*)"], recipe_dirs=[folder]) == [("recipe=mine",), ("recipe=tiny_pretrain",)]
+    assert parse_multirun(["recipe=glob(tiny_p*)"], recipe_dirs=[folder]) == [("recipe=tiny_pretrain",)]
+    assert parse_multirun(["recipe=glob(m*)"], recipe_dirs=[folder]) == [("recipe=mine",)]
 
 
 def test_continuous_sweep_is_refused() -> None:

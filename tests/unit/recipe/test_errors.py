@@ -50,7 +50,8 @@ def test_unknown_recipe_by_argument() -> None:
     with pytest.raises(InputError) as error:
         compose("tiny_pretrian")
     assert str(error.value) == (
-        "recipe=tiny_pretrian does not exist; did you mean recipe=tiny_pretrain? (there are: tiny_pretrain)"
+        "recipe=tiny_pretrian does not exist; did you mean recipe=tiny_pretrain? (there are: "
+        "apertus_70b_pretrain, apertus_8b_pretrain, tiny_pretrain, tiny_stages)"
     )
 
 

@@ -79,7 +79,11 @@ def test_round_trip(config: RunConfig) -> None:
 
 
 def test_every_key_has_a_row_and_a_reason() -> None:
-    lists = {"schedule.batch_ramp": ("from_sample", "global_batch_size")}
+    lists = {
+        "schedule.batch_ramp": ("from_sample", "global_batch_size"),
+        "data.stages": ("name", "from_sample", "seed", "seq_length", "position"),
+        "data.stages.mixture": ("source", "weight"),
+    }
     expected = [key for key in leaf_keys() if key not in lists]
     expected += [f"{key}.{name}" for key, names in lists.items() for name in names]
     assert sorted(ALLOWED) == sorted(expected)

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from apertus_nemo.audit.compare import planned_steps
 from apertus_nemo.errors import InputError
 from apertus_nemo.launch.environment import rank_environment
-from apertus_nemo.recipe.schema import to_tree
+from apertus_nemo.recipe.batches import BatchPlan
+from apertus_nemo.recipe.compose import compose
+from apertus_nemo.recipe.schema import DataStage, MixturePart, RunConfig
+from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import dumps
-from apertus_nemo.record.lock import ENVIRONMENT, FIELDS, RunLock, build_lock, lock_digest
+from apertus_nemo.record.lock import ENVIRONMENT, FIELDS, PinnedSource, RunLock, build_lock, lock_digest, recorded
 from tests.unit.record import example
 
 
@@ -32,7 +36,7 @@ def test_every_field_of_the_contract_is_there() -> None:
     tree = json.loads(example.lock().to_bytes())
     assert set(tree) == FIELDS
     assert tree["schema_version"] == 1
-    assert tree["config"] == json.loads(json.dumps(to_tree(example.config())))
+    assert tree["config"] == json.loads(json.dumps(recorded(example.config())))
     assert tree["overrides"] == ["trainer.devices=4"]
     assert tree["packages"] == {"torch": {"sha256": "2" * 64, "version": "2.13.0+cpu"}}
     assert tree["python"]["version"] == "3.11.2"
@@ -80,6 +84,80 @@ def test_stages_follow_the_batch_plan() -> None:
             "world_size": 4,
         }
     )
+
+
+def staged_config() -> RunConfig:
+    """A mixture, then all of one source from sample 80, then all of the data from 208; the batch doubles at 160."""
+    config = example.config()
+    stages = (
+        DataStage("mixed", 0, mixture=(MixturePart("library", 0.9), MixturePart("documentation", 0.1))),
+        DataStage("code", 80, seed=5, seq_length=64, mixture=(MixturePart("library"),)),
+        DataStage("all", 208, seed=6),
+    )
+    return replace(config, data=replace(config.data, stages=stages))
+
+
+def test_stages_of_data_and_of_the_batch_are_cut_wherever_one_changes() -> None:
+    sources = {
+        "": PinnedSource("d" * 64, None, 900),
+        "documentation": PinnedSource("d" * 64, (7, 9), 200),
+        "library": PinnedSource("d" * 64, (0, 7), 700),
+    }
+    data = replace(example.DATA, sources=sources)
+    lock = build_lock(staged_config(), overrides=[], environment={}, data=data, surroundings=example.SURROUNDINGS)
+    tree = json.loads(lock.to_bytes())
+    assert RunLock.from_bytes(lock.to_bytes(), what="it").digest == lock.digest
+    assert from_tree(tree["config"]) == staged_config()
+    assert tree["data"]["sources"] == {
+        "all": {"documents": None, "manifest_digest": "d" * 64, "tokens": 900},
+        "documentation": {"documents": [7, 9], "manifest_digest": "d" * 64, "tokens": 200},
+        "library": {"documents": [0, 7], "manifest_digest": "d" * 64, "tokens": 700},
+    }
+    assert [(s["from_sample"], s["to_sample"], s["global_batch_size"], s["data"]["stage"]) for s in tree["stages"]] == [
+        (0, 80, 8, "mixed"),
+        (80, 160, 8, "code"),
+        (160, 208, 16, "code"),
+        (208, 240, 16, "all"),
+    ]
+    assert planned_steps(lock) == BatchPlan.from_config(staged_config()).num_steps == 25
+    assert tree["stages"][0]["data"] == {
+        "mixture": [
+            {"data": tree["data"]["sources"]["library"], "source": "library", "weight": 0.9},
+            {"data": tree["data"]["sources"]["documentation"], "source": "documentation", "weight": 0.1},
+        ],
+        "position": "restart",
+        "seed": 28,
+        "seq_length": 32,
+        "source": "embedded",
+        "stage": "mixed",
+    }
+    last = tree["stages"][3]["data"]
+    assert (last["seed"], last["seq_length"]) == (6, 32)
+    assert last["mixture"] == [{"data": tree["data"]["sources"]["all"], "source": "all", "weight": "by samples"}]
+    assert tree["stages"][1]["topology"] == tree["stages"][0]["topology"]
+
+
+def test_sources_that_are_not_built_yet_are_unknown() -> None:
+    lock = build_lock(staged_config(), overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
+    reason = {"unknown": "the data were not built when the lock was written"}
+    tree = json.loads(lock.to_bytes())
+    assert tree["data"]["sources"] == dict.fromkeys(("all", "documentation", "library"), reason)
+    assert tree["stages"][1]["data"]["mixture"][0]["data"] == reason
+
+
+@pytest.mark.parametrize("recipe", ["apertus_8b_pretrain", "apertus_70b_pretrain"])
+def test_published_runs_have_a_lock(recipe: str) -> None:
+    """Its stages tile the samples, with the steps of the batch plan; 15T tokens of 4,096 a sample."""
+    later = [f"data.stages.{i}.seed={40 + i}" for i in range(1, 4 if "8b" in recipe else 5)]
+    config = compose(recipe, ["data.path=/data", *later]).config
+    lock = build_lock(config, overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
+    stages = json.loads(lock.to_bytes())["stages"]
+    assert [s["from_sample"] for s in stages] == [0, *(s["to_sample"] for s in stages[:-1])]
+    assert stages[-1]["to_sample"] == 3_662_109_375
+    assert planned_steps(lock) == BatchPlan.from_config(config).num_steps
+    names = [s["data"]["stage"] for s in stages]
+    assert sorted(set(names)) == sorted(stage.name for stage in config.data.stages)
+    assert [s["topology"]["world_size"] for s in stages] == [config.world_size] * len(stages)
 
 
 def test_only_listed_variables_enter_and_no_secret() -> None:
