@@ -26,6 +26,7 @@ from apertus_nemo.model.config import build_model, transformer_config_kwargs
 from apertus_nemo.plan.memory import element_bytes, layer_bytes_per_token
 from apertus_nemo.plan.ranks import place, rank_parameters
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 from apertus_nemo.training.device import alias_cuda, restore, shapes_only
 
 
@@ -59,7 +60,8 @@ def build_rank(run: RunConfig, rank: int) -> BuiltRank:
 def compare(run: RunConfig, rank: int) -> dict[str, Any]:
     """What was built of a rank beside what the plan counts of it."""
     built = build_rank(run, rank)
-    tokens = run.trainer.micro_batch_size * run.data.seq_length // run.parallel.context_parallel_size
+    length = StagePlan.from_config(run).max_seq_length
+    tokens = run.trainer.micro_batch_size * length // run.parallel.context_parallel_size
     parameters, layer_bytes = rank_parameters(run, rank).total, layer_bytes_per_token(run) * tokens
     return {
         "rank": rank,
@@ -118,7 +120,7 @@ def _parallel_state(run: RunConfig, rank: int) -> Iterator[None]:
 def _trace(run: RunConfig, chunk: Any) -> int:
     """Bytes of all tensors that autograd keeps of the first layer, forward and backward, in shapes."""
     model, p, width = run.model, run.parallel, element_bytes(run)
-    positions = run.data.seq_length // p.context_parallel_size
+    positions = StagePlan.from_config(run).max_seq_length // p.context_parallel_size
     length = positions // (p.tensor_model_parallel_size if p.sequence_parallel else 1)
     batch, meta = run.trainer.micro_batch_size, torch.device("meta")
     dtype = torch.bfloat16 if run.trainer.precision == "bf16" else torch.float32

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.model.layout import parameter_count
-from apertus_nemo.plan.flops import training_flops_per_token
+from apertus_nemo.plan.flops import run_flops
 from apertus_nemo.plan.hardware import Accelerator
 from apertus_nemo.plan.memory import element_bytes, optimizer_bytes_per_parameter
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ def cost(run: RunConfig, tokens: int, flops: int, gpu: Accelerator, tokens_per_s
 
 
 def throughput_at(run: RunConfig, gpu: Accelerator, mfu: float) -> float:
-    """Tokens a second and GPU at a share of the GPU's peak, of samples of the run's sequence length."""
+    """Tokens a second and GPU at a share of the GPU's peak, of all samples of the run."""
     if not 0 < mfu <= 1:
         raise InputError(f"a utilisation is above 0 and at most 1, and {mfu} is not")
-    return mfu * gpu.peak_flops / training_flops_per_token(run.model, run.data.seq_length)
+    samples = run.schedule.train_samples
+    return mfu * gpu.peak_flops * StagePlan.from_config(run).consumed_tokens(samples) / run_flops(run, samples)
 
 
 def checkpoint_bytes(run: RunConfig) -> tuple[int, int]:

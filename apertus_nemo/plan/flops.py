@@ -7,7 +7,8 @@ With it Apertus 70B needs 6.74e24 for 15T tokens, which is what arXiv 2509.14233
 
 from __future__ import annotations
 
-from apertus_nemo.recipe.schema import ModelConfig
+from apertus_nemo.recipe.schema import ModelConfig, RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 
 def forward_flops_per_token(model: ModelConfig, seq_length: int) -> int:
@@ -24,3 +25,10 @@ def forward_flops_per_token(model: ModelConfig, seq_length: int) -> int:
 def training_flops_per_token(model: ModelConfig, seq_length: int) -> int:
     """Forward and backward; what is computed again for want of memory is no work of the model's."""
     return 3 * forward_flops_per_token(model, seq_length)
+
+
+def run_flops(run: RunConfig, samples: int) -> int:
+    """Of the first `samples` samples of a run, each at the length of its stage."""
+    stages = StagePlan.from_config(run).stages
+    counts = (max(0, min(stage.to_sample, samples) - stage.from_sample) * stage.seq_length for stage in stages)
+    return sum(n * training_flops_per_token(run.model, s.seq_length) for n, s in zip(counts, stages, strict=True))

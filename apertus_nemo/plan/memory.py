@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from apertus_nemo.plan.ranks import chunk_layers, place, rank_parameters
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 _FP32 = 4
 _STATES = 3  # AdEMAMix: exp_avg_fast, exp_avg_slow, exp_avg_sq; float32 each
@@ -73,7 +74,7 @@ def plain_attention_bytes_per_token(run: RunConfig) -> int:
     model = run.model
     if model.layer_spec != "local":
         return 0
-    width = run.data.seq_length + 3 * model.head_dim
+    width = StagePlan.from_config(run).max_seq_length + 3 * model.head_dim
     return model.num_attention_heads * width * _FP32 // run.parallel.tensor_model_parallel_size
 
 
@@ -104,7 +105,7 @@ def rank_memory(run: RunConfig, rank: int, *, micro_batches: int, recompute: str
     model, p, width = run.model, run.parallel, element_bytes(run)
     parameters = rank_parameters(run, rank)
     at = place(run, rank)
-    tokens = run.trainer.micro_batch_size * run.data.seq_length // p.context_parallel_size
+    tokens = run.trainer.micro_batch_size * StagePlan.from_config(run).max_seq_length // p.context_parallel_size
     flying = chunks_in_flight(run, at.pp, micro_batches) * chunk_layers(run)
     layer = layer_bytes_per_token(run) + plain_attention_bytes_per_token(run)
     if recompute == "full":

@@ -13,13 +13,14 @@ from typing import Any
 
 from apertus_nemo.model.layout import layer_parameter_count, parameter_count
 from apertus_nemo.plan.cost import checkpoint_bytes, checkpoint_interval_s, cost, throughput_at
-from apertus_nemo.plan.flops import training_flops_per_token
+from apertus_nemo.plan.flops import run_flops
 from apertus_nemo.plan.hardware import Accelerator, accelerator
 from apertus_nemo.plan.memory import Memory, rank_memory
 from apertus_nemo.plan.ranks import rank_parameters
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.check import NOT_BITWISE
 from apertus_nemo.recipe.schema import RunConfig
+from apertus_nemo.recipe.stages import StagePlan
 
 _ROOM = 0.90  # of the GPU's memory; what is not counted needs the rest
 
@@ -41,8 +42,7 @@ def plan(run: RunConfig, assumptions: Assumptions) -> dict[str, Any]:
     batches = BatchPlan.from_config(run)
     steps = min(batches.num_steps, run.trainer.max_steps or batches.num_steps)
     samples = batches.consumed_samples(steps)
-    tokens = samples * run.data.seq_length
-    flops_per_token = training_flops_per_token(run.model, run.data.seq_length)
+    tokens, flops = StagePlan.from_config(run).consumed_tokens(samples), run_flops(run, samples)
     weights, states = checkpoint_bytes(run)
     memory = _memory(run, batches)
     tree: dict[str, Any] = {
@@ -60,7 +60,7 @@ def plan(run: RunConfig, assumptions: Assumptions) -> dict[str, Any]:
             "by_stage": [row["parameters"] for row in memory],
         },
         "memory": memory,
-        "flops": {"per_token": flops_per_token, "total": flops_per_token * tokens},
+        "flops": {"per_token": flops // tokens, "total": flops},
         "checkpoint": {"weights_bytes": weights, "optimizer_bytes": states, "total_bytes": weights + states},
         "reproducibility": _reproducibility(run),
         "accelerator": None if gpu is None else vars(gpu),
@@ -76,17 +76,19 @@ def plan(run: RunConfig, assumptions: Assumptions) -> dict[str, Any]:
         interval = checkpoint_interval_s(assumptions.checkpoint_s, assumptions.mean_time_between_failures_s)
         tree["checkpoint"]["interval_s"] = interval
         if throughput is not None and gpu is not None:
-            step_s = batches.sizes[-1] * run.data.seq_length / (throughput * run.world_size)
+            step_s = tree["pieces"][-1]["tokens_per_step"] / (throughput * run.world_size)
             tree["checkpoint"]["interval_steps"] = max(1, round(interval / step_s))
     return tree
 
 
 def _pieces(run: RunConfig, batches: BatchPlan, steps: int) -> list[dict[str, Any]]:
-    """What stays the same from one sample to another: the batch geometry."""
+    """What stays the same from one sample to another: batch geometry and data."""
     rows, step = [], 0
-    ends = (*batches.starts[1:], batches.train_samples)
+    stages = StagePlan.from_config(run)
+    starts = sorted({*batches.starts, *(stage.from_sample for stage in stages.stages)})
     share = run.trainer.micro_batch_size * run.data_parallel_size
-    for start, size, end in zip(batches.starts, batches.sizes, ends, strict=True):
+    for start, end in zip(starts, (*starts[1:], batches.train_samples), strict=True):
+        stage, size = stages.at(start), batches.size_at(start)
         count = min((end - start) // size, steps - step)
         if count <= 0:
             break
@@ -97,9 +99,10 @@ def _pieces(run: RunConfig, batches: BatchPlan, steps: int) -> list[dict[str, An
                 "first_step": step + 1,
                 "last_step": step + count,
                 "global_batch_size": size,
-                "tokens_per_step": size * run.data.seq_length,
+                "stage": stage.name,
+                "tokens_per_step": size * stage.seq_length,
                 "micro_batches": size // share,
-                "tokens": count * size * run.data.seq_length,
+                "tokens": count * size * stage.seq_length,
             }
         )
         step += count

@@ -16,10 +16,16 @@ def _lines(tree: dict[str, Any]) -> Iterator[str]:
     where = "CPU ranks" if gpu is None else f"{gpu['name']} GPUs"
     yield f"{tree['name']}: {tree['steps']:,} steps, {tree['tokens']:,} tokens, {tree['world_size']:,} {where}"
     yield ""
+    several = len({row["stage"] for row in tree["pieces"]}) > 1
+
+    def stage(text: str) -> list[str]:
+        return [text] if several else []
+
     yield from table(
-        ["steps", "samples", "batch", "tokens a step", "micro-batches", "tokens"],
+        [*stage("stage"), "steps", "samples", "batch", "tokens a step", "micro-batches", "tokens"],
         [
             [
+                *stage(row["stage"]),
                 f"{row['first_step']:,} to {row['last_step']:,}",
                 f"{row['from_sample']:,} to {row['to_sample']:,}",
                 f"{row['global_batch_size']:,}",

@@ -10,9 +10,11 @@ import pytest
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.plan.cost import checkpoint_interval_s
+from apertus_nemo.plan.flops import training_flops_per_token
 from apertus_nemo.plan.memory import chunks_in_flight, rank_memory
 from apertus_nemo.plan.plan import Assumptions, plan, step_at
 from apertus_nemo.plan.ranks import place, rank_parameters
+from apertus_nemo.plan.text import text
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.compose import compose
 from apertus_nemo.recipe.schema import RunConfig
@@ -48,6 +50,23 @@ def test_published_figures(recipes: Path, name: str, parameters: int, steps: int
     assert tree["learning_rate"]["decay_from_step"] == decay
     assert tree["tokens"] == pytest.approx(15e12, rel=1e-5)
     assert not tree["refused"]
+
+
+def test_stages_count_with_their_own_lengths() -> None:
+    """Samples of 128 tokens, then of 256; the batch doubles inside the second stage. FLOPs against a sum by hand."""
+    run = compose("tiny_stages").config
+    tree = plan(run, Assumptions())
+    assert [(row["stage"], row["first_step"], row["last_step"], row["tokens_per_step"]) for row in tree["pieces"]] == [
+        ("code", 1, 20, 8 * 128),
+        ("mixed", 21, 28, 8 * 128),
+        ("mixed", 29, 34, 16 * 128),
+        ("cooldown", 35, 44, 16 * 256),
+    ]
+    assert tree["tokens"] == sum(row["tokens"] for row in tree["pieces"]) == 320 * 128 + 160 * 256
+    by_hand = [training_flops_per_token(run.model, length) * length * n for length, n in ((128, 320), (256, 160))]
+    assert tree["flops"]["total"] == sum(by_hand)
+    assert "stage" in text(tree)
+    assert "stage" not in text(plan(compose("tiny_pretrain").config, Assumptions())).split("learning rate")[0]
 
 
 def test_ranks_of_70b(recipes: Path) -> None:

@@ -130,9 +130,9 @@ def test_published_runs_have_the_published_boundaries(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_published_runs_fit_but_for_the_machine(recipe: str) -> None:
-    """One machine is one node: what is left is a cluster to choose."""
-    assert [finding.keys for finding in find(published(recipe))] == [("trainer.num_nodes", "cluster.kind")]
+def test_published_runs_could_run(recipe: str) -> None:
+    assert find(published(recipe)) == []
+    assert published(recipe).world_size == {"apertus_8b_pretrain": 512, "apertus_70b_pretrain": 2048}[recipe]
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
