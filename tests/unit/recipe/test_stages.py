@@ -14,6 +14,7 @@ from apertus_nemo.recipe.compose import compose
 from apertus_nemo.recipe.schema import to_tree
 from apertus_nemo.recipe.stages import ONLY, StagePlan, has_corpora, stage_at
 from apertus_nemo.recipe.typed import from_tree
+from tests.unit.recipe.given import GIVEN
 from tests.unit.recipe.test_stage_rules import LIBRARY, a, b, configured
 from tests.unit.recipe.test_typed import TINY
 
@@ -93,8 +94,6 @@ def test_asking_for_the_stage_is_light() -> None:
     assert done.stdout == "[]\n"
 
 
-SEEDS = [f"data.stages.{i}.seed={40 + i}" for i in range(1, 5)]
-
 # Final iteration and where the batch doubles; first iteration of each stage (arXiv 2509.14233, table H.8).
 PUBLISHED: dict[str, tuple[int, int, dict[str, int]]] = {
     "apertus_8b_pretrain": (
@@ -145,7 +144,7 @@ def test_what_nobody_published_must_be_given(recipe: str) -> None:
     assert [line.split(";")[0] for line in str(error.value).splitlines()] == [
         f"data.stages.{i}.seed has no value" for i in range(1, later + 1)
     ]
-    config = compose(recipe, SEEDS[:later]).config
+    config = compose(recipe, GIVEN[recipe][1:]).config
     assert next(finding.line(config) for finding in find(config)) == (
         "data.path=null, data.source=built: built data lies in a folder; name the folder that holds a built corpus "
         "for each source of the mixtures"
@@ -154,4 +153,4 @@ def test_what_nobody_published_must_be_given(recipe: str) -> None:
 
 def published(recipe: str) -> Any:
     """With what is the user's to give."""
-    return compose(recipe, ["data.path=/data", *SEEDS[: len(PUBLISHED[recipe][2]) - 1]]).config
+    return compose(recipe, GIVEN[recipe]).config

@@ -21,6 +21,7 @@ from apertus_nemo.recipe.schema import DataStage, MixturePart, RunConfig
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import dumps
 from apertus_nemo.record.lock import ENVIRONMENT, FIELDS, PinnedSource, RunLock, build_lock, lock_digest, recorded
+from tests.unit.recipe.given import GIVEN
 from tests.unit.record import example
 
 
@@ -148,8 +149,7 @@ def test_sources_that_are_not_built_yet_are_unknown() -> None:
 @pytest.mark.parametrize("recipe", ["apertus_8b_pretrain", "apertus_70b_pretrain"])
 def test_published_runs_have_a_lock(recipe: str) -> None:
     """Its stages tile the samples, with the steps of the batch plan; 15T tokens of 4,096 a sample."""
-    later = [f"data.stages.{i}.seed={40 + i}" for i in range(1, 4 if "8b" in recipe else 5)]
-    config = compose(recipe, ["data.path=/data", *later]).config
+    config = compose(recipe, GIVEN[recipe]).config
     lock = build_lock(config, overrides=[], environment={}, data=None, surroundings=example.SURROUNDINGS)
     stages = json.loads(lock.to_bytes())["stages"]
     assert [s["from_sample"] for s in stages] == [0, *(s["to_sample"] for s in stages[:-1])]

@@ -8,6 +8,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.compose import available, compose
 from apertus_nemo.record.lock import build_lock
 from apertus_nemo.record.secrets import leaves, override_pairs, refuse_secrets, secret_in
+from tests.unit.recipe.given import GIVEN
 from tests.unit.record import example
 
 PLANTED = [
@@ -74,7 +75,7 @@ def test_harmless_values_pass(key: str, value: object) -> None:
 
 def test_no_recipe_of_ours_is_taken_for_one() -> None:
     for recipe in available("recipe"):
-        refuse_secrets(leaves(compose(recipe).tree), where=recipe)
+        refuse_secrets(leaves(compose(recipe, GIVEN.get(recipe, [])).tree), where=recipe)
 
 
 def test_the_environment_of_a_lock_holds_listed_names_only() -> None:

@@ -1,0 +1,8 @@
+"""What a user must give to recipes that leave something open: recipe -> overrides."""
+
+from __future__ import annotations
+
+GIVEN = {
+    "apertus_8b_pretrain": ["data.path=/data", *(f"data.stages.{i}.seed={40 + i}" for i in range(1, 4))],
+    "apertus_70b_pretrain": ["data.path=/data", *(f"data.stages.{i}.seed={40 + i}" for i in range(1, 5))],
+}
