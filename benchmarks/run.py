@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 # name -> arguments of `--quick`, short ones first
 BENCHMARKS: dict[str, list[str]] = {
     "startup": ["--runs", "5"],
+    "runs": ["--rounds", "2", "--runs", "50", "--steps", "2000"],
     "lock": ["--runs", "3"],
     "plan": ["--pairs", "1"],
     "verify": ["--rounds", "2", "--files", "300", "--steps", "20000"],

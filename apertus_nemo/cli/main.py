@@ -21,6 +21,8 @@ VERBS = {
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
     "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
+    "runs": ("apertus_nemo.cli.runs", "list runs: how each does, and what went wrong last"),
+    "logs": ("apertus_nemo.cli.logs", "print what the ranks of a run wrote"),
     "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
     "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
     "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),

@@ -51,7 +51,9 @@ def _train(options: argparse.Namespace, record: Any, run_directory: Path) -> int
             if not options.quiet:
                 print(f"running the source that the run kept, in {folder}", file=sys.stderr, flush=True)
             return run_recorded(folder, _again(options, run_directory), os.environ)
-    display = Display(quiet=options.quiet, as_json=options.json, stream=sys.stdout if options.json else None)
+    display = Display(
+        quiet=options.quiet, as_json=options.json, stream=sys.stdout if options.json else None, environment=os.environ
+    )
     again = prepare(options.run, cache=cache, shell=os.environ, display=display, data=options.data)
     summary = again.start(run_directory, allow=options.allow, cache=cache, display=display)
     if not options.json:

@@ -119,7 +119,7 @@ def _train(
     from apertus_nemo.launch import local
     from apertus_nemo.launch.show import Display
 
-    display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None)
+    display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None, environment=os.environ)
     cache = local.default_cache(os.environ)
     try:
         if isinstance(resolved, list):

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
+
+from apertus_nemo.record.places import printable
 
 
 class Display:
-    """Shows events on a stream: a bar on a terminal, a line every ten seconds elsewhere, nothing if quiet."""
+    """Shows events on a stream: a bar on a terminal, a line every ten seconds elsewhere, nothing if quiet.
 
-    def __init__(self, *, quiet: bool = False, as_json: bool = False, stream: TextIO | None = None) -> None:
+    No colours are used, so that NO_COLOR has nothing to turn off.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        as_json: bool = False,
+        stream: TextIO | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment`: the shell's; a terminal that cannot move its cursor (TERM=dumb, or none) gets lines."""
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._json = quiet, as_json
-        self._terminal = self._stream.isatty()
+        able = environment is None or environment.get("TERM", "dumb") not in ("dumb", "")
+        self._terminal = self._stream.isatty() and able
         self._bar: Any = None
         self._phase, self._phase_since, self._drawn = "", time.monotonic(), 0.0
         self._last_line = 0.0
@@ -54,14 +69,14 @@ class Display:
             self.warning(event["text"])
 
     def warning(self, text: str) -> None:
-        """One line, above the bar; an event where events are shown."""
+        """One line, above the bar; an event where events are shown. Names in it may come from anywhere."""
         if self._json:
             print(json.dumps({"event": "warning", "text": text}), file=self._stream, flush=True)
         elif self._bar is not None:
-            self._bar.write(f"warning: {text}", file=self._stream)
+            self._bar.write(f"warning: {printable(text)}", file=self._stream)
         else:
             self._end_phase()
-            print(f"warning: {text}", file=self._stream, flush=True)
+            print(f"warning: {printable(text)}", file=self._stream, flush=True)
 
     def _step(self, event: dict[str, Any]) -> None:
         if self._before is None:  # steps that an earlier attempt did
@@ -69,12 +84,13 @@ class Display:
         rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
         stage = f"stage {event['stage']}  " if event.get("stage") is not None else ""
         figures = f"{stage}loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        # By the steps of this attempt alone. tqdm would count the first of them as done in no time.
+        left = event["seconds"] / (event["step"] - self._before) * (event["steps"] - event["step"])
         if not self._terminal:
             now = time.monotonic()
             last = event["step"] == event["steps"]
             if last or event["step"] == self._before + 1 or now - self._last_line > 10:
                 self._last_line = now
-                left = event["seconds"] / (event["step"] - self._before) * (event["steps"] - event["step"])
                 tail = "" if last else f"  {left:.0f} s left"
                 print(f"step {event['step']}/{event['steps']}  {figures}{tail}", file=self._stream, flush=True)
             return
@@ -82,7 +98,7 @@ class Display:
             self._end_phase()
             from tqdm import tqdm
 
-            layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {desc}  {remaining} left"
+            layout = "{percentage:3.0f}% |{bar:24}| step {n_fmt}/{total_fmt}  {desc}"
             self._bar = tqdm(
                 total=event["steps"],
                 initial=self._before,
@@ -91,7 +107,7 @@ class Display:
                 dynamic_ncols=True,
                 leave=True,
             )
-        self._bar.set_description_str(figures, refresh=False)
+        self._bar.set_description_str(f"{figures}  {self._bar.format_interval(left)} left", refresh=False)
         self._bar.update(event["step"] - self._bar.n)
 
     def close(self) -> None:

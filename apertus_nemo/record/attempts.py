@@ -99,14 +99,20 @@ def read_attempts(run: AnyPath, *, running: bool | None = False) -> list[Attempt
     `running`: whether a process holds the run directory (`claim.is_claimed`; None: it cannot be known). Copies of runs
     that go on do not exist.
     """
+    numbers = attempt_numbers(run)
+    return [read_attempt(run, number, last=number == numbers[-1], running=running) for number in numbers]
+
+
+def attempt_numbers(run: AnyPath) -> list[int]:
+    """The numbers of a run's attempts, ascending; raises InputError where the folder cannot be read."""
     try:
-        numbers = sorted(int(name) for name in names(run / "attempts") if _ATTEMPT.match(name))
+        return sorted(int(name) for name in names(run / "attempts") if _ATTEMPT.match(name))
     except OSError as error:
         raise InputError(f"could not read {run / 'attempts'}: {error.strerror or error}") from error
-    return [_read(run, number, last=number == numbers[-1], running=running) for number in numbers]
 
 
-def _read(run: AnyPath, number: int, *, last: bool, running: bool | None) -> Attempt:
+def read_attempt(run: AnyPath, number: int, *, last: bool, running: bool | None) -> Attempt:
+    """One attempt; `last`: it is the newest. Never raises for one that is broken."""
     folder = run / "attempts" / f"{number:03d}"
     broken: str | None = None
     progress: AttemptProgress | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from apertus_nemo.audit.status import status_of
 from apertus_nemo.audit.verify import verify
 from apertus_nemo.record.attempts import Outcome, read_attempts
 from tests.integration.command import ROOT, TRAIN, alive, apertus, ranks_of, shell, started, wait_for
@@ -74,6 +76,10 @@ def test_a_stopped_rank(tmp_path: Path, environment: dict[str, str], overrides: 
     with started(arguments, folder=tmp_path, environment=environment) as process:
         wait_for(lambda: logged(run) > 7, timeout_s=240.0, what="six steps")
         pids = ranks_of(process.pid)
+        now = status_of(run)
+        assert (now.state, now.attempts, now.steps, now.phase) == ("running", 1, 52, "training")
+        assert now.step is not None
+        assert now.step >= 6
         since = time.monotonic()
         with stopped(pids[1]):
             _, err = process.communicate(timeout=END_S)
@@ -95,6 +101,8 @@ def test_a_stopped_rank(tmp_path: Path, environment: dict[str, str], overrides: 
     assert (attempt.cause, attempt.outcome.rank, attempt.outcome.exit_code) == ("hung", 1, 3)
     assert attempt.message == line.removeprefix("apertus-nemo: ").replace("run/attempts", "attempts")
     assert int(told[1]) >= 6
+    after = status_of(run)
+    assert (after.state, after.last_failure) == ("failed", f"attempt 0: hung: {attempt.message}")
 
 
 @pytest.mark.full
@@ -127,7 +135,15 @@ def test_a_rank_that_sleeps_for_ever_and_the_run_that_goes_on(tmp_path: Path, en
     assert re.search(r"^Current thread .*\n(  File .*\n){0,6}  File .*torch/distributed/", other, re.MULTILINE)
     flag.unlink()
     again = ["train", "--resume", "run"]
-    done = apertus(again, folder=tmp_path, environment=environment, timeout_s=300.0)
+    watching = ["logs", "run", "--follow", "--wait", "120", "--json"]
+    with started(watching, folder=tmp_path, environment=environment) as process:
+        done = apertus(again, folder=tmp_path, environment=environment, timeout_s=300.0)
+        told, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    *lines, last = map(json.loads, told.splitlines())
+    assert {(line["attempt"], line["rank"]) for line in lines} >= {(0, 0), (0, 1)}
+    assert any("in wait_for_ever" in line["text"] for line in lines)
+    assert last == {"attempt": 1, "cause": "finished", "event": "ended", "message": "finished at step 15"}
     assert done.returncode == 0, done.stderr
     assert "going on after step 4 of " in done.stderr
     first, second = read_attempts(tmp_path / "run")

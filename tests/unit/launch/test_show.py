@@ -70,6 +70,46 @@ def test_a_terminal_gets_phases_with_their_time_and_one_bar() -> None:
     assert "saving" not in text  # would tear the bar
 
 
+def test_a_bar_goes_on_where_the_attempt_before_was() -> None:
+    """Percent and step of the whole run; the time left by this attempt's own steps, from the first one on."""
+    stream = Terminal()
+    display = Display(stream=stream)
+    for number in (31, 32):  # of 40; 5 s each
+        display.event({**step(number), "tokens": 1000 * (number - 30), "seconds": 5.0 * (number - 30)})
+    display.close()
+    drawn = [line for line in stream.getvalue().split("\r") if "step 32/40" in line]
+    assert drawn
+    assert all(line.startswith(" 80% |") and "200 tokens/s  00:40 left" in line for line in drawn)
+    assert not any("step 1/" in line or "step 0/" in line for line in stream.getvalue().split("\r"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "drives"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": ""}, False), ({}, False)],
+)
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(environment: dict[str, str], drives: bool) -> None:
+    stream = Terminal()
+    display = Display(stream=stream, environment={**environment, "NO_COLOR": "1"})
+    display.phase("starting NeMo")
+    display.event(step(1))
+    display.event(step(40))
+    display.close()
+    assert ("\r" in stream.getvalue(), "\x1b" in stream.getvalue()) == (drives, drives)
+    assert "\x1b[3" not in stream.getvalue(), "no colours"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_name_in_a_warning_does_not_drive_the_terminal(begun: bool) -> None:
+    stream = Terminal()
+    display = Display(stream=stream)
+    if begun:
+        display.event(step(1))
+    display.warning("runs/\x1b]0;x\x07 is not a checkpoint")
+    display.close()
+    assert "warning: runs/\\x1b]0;x\\x07 is not a checkpoint\n" in stream.getvalue()
+    assert "\x07" not in stream.getvalue()
+
+
 def test_quiet_is_silent() -> None:
     stream = io.StringIO()
     display = Display(quiet=True, stream=stream)
