@@ -57,6 +57,7 @@ class RunStatus:
     state: str
     stage: int | None = None  # from 1: of the lock's stages, the one of the last step
     stages: int | None = None
+    stage_name: str | None = None  # where the recipe names stages
     step: int | None = None  # last one that was logged
     steps: int | None = None  # planned
     tokens: int | None = None  # consumed, in the whole run
@@ -124,19 +125,19 @@ class _Look:
         """The action's result, or None and a problem."""
         try:
             return action(*arguments)
-        except (ApertusError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ApertusError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             self.problems.append(text.replace(f"{self.folder}/", "") or type(error).__name__)
             return None
 
-    def lock(self) -> tuple[int | None, list[int]]:
-        """Planned steps, and the sample at which each stage ends."""
+    def lock(self) -> tuple[int | None, list[tuple[int, str | None]]]:
+        """Planned steps, and of each stage the sample at which it ends, and its name where it has one."""
         data = read(self.folder / "lock.json", max_bytes=_MAX_LOCK_BYTES)
         tree = loads(data, what="lock.json")
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), list):
             raise InputError("lock.json: is not a lock")
-        ends_at = [stage["to_sample"] for stage in tree["stages"]]
-        if not all(type(end) is int for end in ends_at):
+        ends_at = [(stage["to_sample"], stage.get("data", {}).get("stage")) for stage in tree["stages"]]
+        if not all(type(end) is int and isinstance(name, (str, type(None))) for end, name in ends_at):
             raise InputError("lock.json: its stages do not say where they end")
         return planned_steps(RunLock(tree)), ends_at
 
@@ -166,11 +167,13 @@ def status_of(folder: Path) -> RunStatus:
     failed = next((attempt for attempt in recent if attempt.cause in _FAILURES), None)
     rate = next((a.tokens_per_second for a in recent if a.tokens_per_second is not None), None)
     state = _state(running, end, recent, look.problems)
+    stage = _stage([sample for sample, _ in stage_ends], last)
     return RunStatus(
         run=str(folder),
         state=state,
-        stage=_stage(stage_ends, last),
+        stage=stage,
         stages=len(stage_ends) or None,
+        stage_name=None if stage is None else stage_ends[stage - 1][1],
         step=None if last is None else last.step,
         steps=planned,
         tokens=None if last is None else last.consumed_tokens,

@@ -34,7 +34,7 @@ def _cells(status: RunStatus) -> tuple[str, ...]:
     return (
         printable(status.run),
         status.state if status.phase is None or status.step else f"{status.state} ({printable(status.phase)})",
-        _NONE if status.stage is None else f"{status.stage}/{status.stages}",
+        _NONE if status.stage is None else printable(status.stage_name or f"{status.stage}/{status.stages}"),
         f"{_count(status.step)}/{_count(status.steps)}" if status.steps is not None else _count(status.step),
         _tokens(status.tokens),
         _NONE if status.loss is None else f"{status.loss:.4f}",

@@ -169,6 +169,17 @@ def test_one_broken_record_is_one_line(tmp_path: Path, case: str, capsys: pytest
     assert lines[2].endswith(f"cannot be read: {reason}")
 
 
+def test_a_stage_has_the_name_that_the_recipe_gives_it(tmp_path: Path) -> None:
+    run = begun(tmp_path / "a")
+    tree = json.loads((run / "lock.json").read_bytes())
+    for stage, name in zip(tree["stages"], ("web", "code"), strict=True):
+        stage["data"]["stage"] = name
+    (run / "lock.json").write_text(json.dumps(tree))
+    found = status_of(run)
+    assert (found.stage, found.stages, found.stage_name, found.broken) == (1, 2, "web", None)
+    assert table([found]).splitlines()[1].split()[2] == "web"
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     run = begun(tmp_path / "a")
     (run / "lock.json").unlink()
