@@ -17,6 +17,7 @@ VERBS = {
     "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
     "plan": ("apertus_nemo.cli.plan", "say what a run will need and do, before the queue"),
     "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
+    "convert": ("apertus_nemo.cli.convert", "bring a checkpoint into the form that transformers loads"),
     "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
     "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
     "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),

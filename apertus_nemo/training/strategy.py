@@ -29,9 +29,9 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
 from nemo.lightning.pytorch.strategies import MegatronStrategy
 
+from apertus_nemo.convert.unpickle import check_metadata, forced
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.schema import RunConfig
-from apertus_nemo.training.unpickle import check_metadata, forced
 
 WEIGHTS = "weights"  # folder of Megatron's files inside a checkpoint, as NeMo names it
 

@@ -20,8 +20,8 @@ def refused(rank: int, world_size: int, *, folder: str) -> dict[str, str]:
     """What `check_metadata` says about each; "taken" where it takes one. None of them may make a file in `folder`."""
     import torch
 
+    from apertus_nemo.convert.unpickle import check_metadata
     from apertus_nemo.errors import InputError
-    from apertus_nemo.training.unpickle import check_metadata
 
     made = str(Path(folder) / "made")
     pickles = {
@@ -51,7 +51,7 @@ def load_forced(rank: int, world_size: int, *, folder: str) -> list[str]:
     """What a pickle that is no tensor gives with and without `forced`, when the caller asks for all of pickle."""
     import torch
 
-    from apertus_nemo.training.unpickle import forced
+    from apertus_nemo.convert.unpickle import forced
 
     path = Path(folder) / "object.pt"
     torch.save(_Call(os.getenv, "HOME"), path)

@@ -25,6 +25,7 @@ FLOORS = (
     "data",
     "model",
     "optim",
+    "convert",
     "training",
     "testing",
     "plan",
@@ -42,7 +43,7 @@ HEAVY = {
     "transformer_engine",
     "transformers",
 }
-MAY_BE_HEAVY = {"data", "model", "optim", "training", "testing", "plan"}
+MAY_BE_HEAVY = {"data", "model", "optim", "convert", "training", "testing", "plan"}
 LIGHT_MODULES = {
     *("optim.schedule", "model.layout", "data.manifest", "data.mixture"),
     *("plan.plan", "plan.ranks", "plan.memory", "plan.flops", "plan.cost", "plan.hardware", "plan.text"),

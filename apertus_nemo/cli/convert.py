@@ -1,0 +1,190 @@
+"""`apertus-nemo convert export` and `apertus-nemo convert digest`; see docs/convert.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apertus_nemo.errors import Differs, InputError
+
+if TYPE_CHECKING:
+    from apertus_nemo.record.lock import RunLock
+    from apertus_nemo.record.run_dir import RunDirectory
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
+    options = parser().parse_args(arguments)
+    return _export(options) if options.verb == "export" else _digest(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo convert", description="Bring checkpoints into the form that Hugging Face's libraries load."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,digest}")
+    export = verbs.add_parser(
+        "export",
+        help="a checkpoint of a run as a folder for transformers",
+        description="Write a checkpoint's weights, bit for bit, as a folder that ApertusForCausalLM loads.",
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    export.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
+    export.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to put beside the weights")
+    export.add_argument("--max-shard-bytes", type=int, default=4 * 10**9, metavar="N", help="default: 4000000000")
+    export.add_argument(
+        "--trust", action="store_true", help="do not hash the checkpoint first: it is read as it lies there"
+    )
+    digest = verbs.add_parser(
+        "digest",
+        help="the digest of a folder's weights, and whether a run logged it",
+        description="Digest the weights of a folder that transformers loads; with RUN, say whether a step logged them.",
+    )
+    digest.add_argument("folder", type=Path, metavar="DIR", help="folder with config.json and safetensors")
+    digest.add_argument("--run", type=Path, metavar="RUN", help="run directory to hold them against")
+    digest.add_argument("--step", type=int, metavar="N", help="of the run (default: any that has the digest)")
+    for verb in (export, digest):
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> int:
+    from apertus_nemo.recipe.typed import from_tree
+    from apertus_nemo.record.checkpoints import MANIFEST, check_checkpoint, checkpoint_step
+    from apertus_nemo.record.files import file_sha256
+    from apertus_nemo.record.state import StateDigest
+
+    directory, lock = _record(options.run)
+    steps = sorted(int(path.name[5:]) for path in directory.checkpoints.glob("step-*") if path.name[5:].isdigit())
+    if not steps:
+        raise InputError(f"{options.run} holds no checkpoint")
+    step = steps[-1] if options.step is None else options.step
+    if step not in steps:
+        raise InputError(f"{options.run} holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    if options.max_shard_bytes < 1:
+        raise InputError(f"--max-shard-bytes {options.max_shard_bytes}: a file holds at least one byte")
+    checkpoint = directory.checkpoint(step)
+    if options.trust:
+        checkpoint_step(checkpoint)
+    else:
+        check_checkpoint(checkpoint, lock_digest=lock.digest)
+    model = from_tree(lock.tree["config"]).model
+    state = directory.state(step)
+    weights = None
+    if state.is_file():
+        weights = StateDigest.from_bytes(state.read_bytes(), what=str(state)).digest_of_kind("weight")
+    source = {
+        "checkpoint_manifest_sha256": file_sha256(checkpoint / MANIFEST),
+        "lock_digest": lock.digest,
+        "step": step,
+        "weights_digest": weights,
+    }
+    _quiet_imports()
+    from apertus_nemo.convert.export import export
+
+    done = export(
+        checkpoint / "weights",
+        model,
+        options.folder,
+        tokenizer=options.tokenizer,
+        source=source,
+        shard_bytes=options.max_shard_bytes,
+        progress=_Bar().show,
+    )
+    if options.json:
+        result = {**source, "files": done.shards, "size_bytes": done.size_bytes, "tensors": done.tensors}
+        print(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        print(f"exported step {step} into {done.folder}: {done.tensors} tensors, {done.size_bytes:,} bytes")
+        print(f"  weights digest {weights or 'unknown: the state of this step was not digested'}")
+    return 0
+
+
+def _digest(options: argparse.Namespace) -> int:
+    from apertus_nemo.recipe.compose import compose
+    from apertus_nemo.record.state import digest_of
+
+    config = options.folder / "config.json"
+    try:
+        tree = json.loads(config.read_bytes())
+    except OSError as error:
+        raise InputError(f"could not read {config}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{config} is not JSON: {error}") from None
+    from apertus_nemo.convert.hf_config import from_hf
+
+    model = from_hf(tree, compose().config.model, what=str(config))
+    _quiet_imports()
+    from apertus_nemo.convert.digest import folder_digests
+
+    digest = digest_of(folder_digests(options.folder, model))
+    step = None if options.run is None else _logged(options, digest)
+    if options.json:
+        print(json.dumps({"step": step, "weights_digest": digest}, indent=2, sort_keys=True))
+    else:
+        print(f"weights digest {digest}")
+        if step is not None:
+            print(f"  logged by {options.run} at step {step}")
+    return 0
+
+
+def _logged(options: argparse.Namespace, digest: str) -> int:
+    """The step whose state has these weights; Differs where there is none."""
+    from apertus_nemo.record.state import StateDigest
+
+    directory, _ = _record(options.run)
+    steps = directory.state_steps() if options.step is None else [options.step]
+    for step in reversed(steps):
+        path = directory.state(step)
+        if not path.is_file():
+            raise InputError(f"{options.run} digested no state of step {step}")
+        if StateDigest.from_bytes(path.read_bytes(), what=str(path)).digest_of_kind("weight") == digest:
+            return step
+    of = f"step {options.step}" if options.step is not None else f"any of the steps {', '.join(map(str, steps))}"
+    raise Differs(
+        f"the weights in {options.folder} have the digest {digest}, which is not that of {of} of {options.run}"
+    )
+
+
+def _record(run: Path) -> tuple[RunDirectory, RunLock]:
+    from apertus_nemo.record.lock import RunLock
+    from apertus_nemo.record.run_dir import RunDirectory
+
+    directory = RunDirectory.open(run)
+    return directory, RunLock.from_bytes(directory.lock.read_bytes(), what=str(directory.lock))
+
+
+def _quiet_imports() -> None:
+    import logging
+    import warnings
+
+    from apertus_nemo.training import imports
+
+    imports.install()
+    warnings.filterwarnings("ignore")  # what imported packages say to their own developers
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        """Move to `done` of `total` bytes."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="exporting", file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()

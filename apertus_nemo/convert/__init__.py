@@ -1,0 +1,1 @@
+"""Checkpoints, from Megatron's form to the published one of Hugging Face and back."""
