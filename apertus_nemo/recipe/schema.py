@@ -39,7 +39,9 @@ class ModelConfig:
     layer_spec: str = "local"  # "local" (plain Megatron, CPU) or "transformer_engine"
 
 
-OPTIONAL = {"optional": True}  # of a field that a tree may leave out: it then has its default
+# Of a field that a tree may leave out: it then has its default. Every field that came after the first locks is one, so
+# that their records can be read for ever.
+OPTIONAL = {"optional": True}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class DataConfig:
     goldfish_k: int = 50  # 1/k of the labels is dropped
     goldfish_h: int = 50  # labels that the hash sees
     eod_mask_loss: bool = True  # no loss where the input is the end-of-document token
-    document_masking: str = "causal"  # "causal": documents of a sample see those before; "per_document": not
+    # "causal": documents of a sample see those before; "per_document": not
+    document_masking: str = field(default="causal", metadata=OPTIONAL)
     stages: tuple[DataStage, ...] = field(default=(), metadata=OPTIONAL)  # none: one stage, of all of the data
 
 
@@ -131,7 +134,8 @@ class ParallelConfig:
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
-    recompute: str = "none"  # "full": the backward pass computes each layer again instead of keeping it; same bits
+    # "full": the backward pass computes each layer again instead of keeping what it needs; the same bits
+    recompute: str = field(default="none", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -146,15 +150,19 @@ class TrainerConfig:
     precision: str = "fp32"  # "fp32", or "bf16" with fp32 master weights
     seed: int = 28  # of the initial weights
     max_steps: int | None = None  # stop after so many steps; the schedules do not move
-    max_time: str | None = None  # "DD:HH:MM:SS" a start; then saved and left. No part of the lock: see docs/train.md
+    # "DD:HH:MM:SS" a start; then saved and left. No part of the lock: see docs/train.md
+    max_time: str | None = field(default=None, metadata=OPTIONAL)
     checkpoint_every_steps: int = 0  # 0: only at the end
-    keep_checkpoints: int = 0  # so many of the newest stay; 0: all
-    keep_every_steps: int = 0  # and, for ever, those of steps that it divides; 0: none for that reason
+    keep_checkpoints: int = field(default=0, metadata=OPTIONAL)  # so many of the newest stay; 0: all
+    # and, for ever, those of steps that it divides; 0: none for that reason
+    keep_every_steps: int = field(default=0, metadata=OPTIONAL)
     collective_timeout_s: int = 600  # a collective that takes longer ends the run
-    heartbeat_timeout_s: int = 300  # no rank goes on for longer in a step: the run is ended; 0: never
-    tensorboard: bool = True  # curves in the run directory, under logs/tensorboard
-    wandb: str | None = None  # curves for Weights & Biases: "offline" (kept under logs/wandb), or "online"
-    wandb_project: str = "apertus-nemo"  # project of Weights & Biases
+    # no rank goes on for longer in a step: the run is ended; 0: never
+    heartbeat_timeout_s: int = field(default=300, metadata=OPTIONAL)
+    tensorboard: bool = field(default=True, metadata=OPTIONAL)  # curves in the run directory, under logs/tensorboard
+    # curves for Weights & Biases: "offline" (kept under logs/wandb), or "online"
+    wandb: str | None = field(default=None, metadata=OPTIONAL)
+    wandb_project: str = field(default="apertus-nemo", metadata=OPTIONAL)  # project of Weights & Biases
 
 
 @dataclass(frozen=True)

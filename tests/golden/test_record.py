@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apertus_nemo.audit.compare import compare
 from apertus_nemo.audit.report import text
+from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.step_log import read_steps
 from tests.golden.update import golden_state, write_run
@@ -51,6 +52,12 @@ def test_the_frozen_run_is_read_as_what_it_was() -> None:
     assert records[:-1] == [step(number) for number in range(1, 12)]
     assert records[-1].state_digest == STATE_DIGEST == golden_state(12).digest
     assert text(compare(RUN, RUN)).startswith("identical, 12 of 12 steps, 6 of 6 tensors\n")
+
+
+def test_the_frozen_recipe_is_still_one() -> None:
+    """A key that came later is one that a recorded recipe may leave out (`schema.OPTIONAL`)."""
+    frozen = RunLock.from_bytes((RUN / "lock.json").read_bytes(), what="it")
+    assert from_tree(frozen.tree["config"]).name == "tiny_pretrain"
 
 
 def test_the_same_run_is_written_with_the_same_bytes(tmp_path: Path) -> None:
