@@ -66,6 +66,7 @@ class Comparison:
 
     a: str
     b: str
+    labels: tuple[str, str] = ("A", "B")  # what the two are called in words
     verdict: str = DIFFERENT
     reason: str = ""  # of the verdict "different", in one line
     steps_equal: int = 0
@@ -140,13 +141,13 @@ class _Run:
             raise InputError(f"{self.root / 'steps'}: the line of step {last} is not the one that {path} names")
 
 
-def compare(a: str | Path, b: str | Path) -> Comparison:
-    """Compare the records of two runs: run directories, or URLs of copies.
+def compare(a: str | Path, b: str | Path, *, labels: tuple[str, str] = ("A", "B")) -> Comparison:
+    """Compare the records of two runs: run directories, or URLs of copies. `labels`: what words call them.
 
     Raises InputError where one is no record, or broken; UnfitEnvironment where an URL cannot be reached.
     """
     left, right = _Run(a), _Run(b)
-    result = Comparison(str(left.root), str(right.root))
+    result = Comparison(str(left.root), str(right.root), labels)
     _steps(left, right, result)
     left.check_end()
     right.check_end()
@@ -226,7 +227,7 @@ def _states(left: _Run, right: _Run, result: Comparison) -> None:
         result.not_compared.append(f"tensors by name at step {step}: neither run has {left.state_file(step).name}")
         return
     if (one is None or other is None) and differing:
-        which = "A" if one is None else "B"
+        which = result.labels[0 if one is None else 1]
         result.not_compared.append(f"tensors by name at step {step}: the list of {which} is missing from states/")
         return
     # Where one list is missing the digests are equal, so that the list of one is the list of both.
@@ -281,14 +282,15 @@ def planned_steps(lock: RunLock) -> int | None:
 def _notes(left: _Run, right: _Run, result: Comparison) -> None:
     if left.log.header.run_id == right.log.header.run_id:
         result.notes.append("both have the same run id: one is a copy of the other, or they are one run")
-    for label, run in (("A", left), ("B", right)):
+    a, b = result.labels
+    for label, run in ((a, left), (b, right)):
         last = run.log.last.step if run.log.last is not None else 0
         planned = planned_steps(run.lock)
         if planned is not None and last < planned:
             result.notes.append(f"{label} ends at step {last} of {planned} planned")
         if run.log.torn is not None:
             result.notes.append(f"{label}: the last line is torn and was passed over ({run.log.torn})")
-    for label, run, other in (("A", left, right), ("B", right, left)):
+    for label, run, other in ((a, left, right), (b, right, left)):
         alone = sorted(set(run.digests) - set(other.digests))
         if alone:
             steps = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
@@ -318,7 +320,7 @@ def _judge(left: _Run, right: _Run, result: Comparison) -> None:
     elif first_value is not None:
         result.reason = f"step {first_value} differs in {result.values[0].name}"
     elif last[0] != last[1]:
-        shorter, longer = ("A", "B") if last[0] < last[1] else ("B", "A")
+        shorter, longer = result.labels if last[0] < last[1] else result.labels[::-1]
         result.reason = f"{shorter} ends at step {min(last)}, {longer} goes on to step {max(last)}"
     elif left.log.torn is not None or right.log.torn is not None:
         result.reason = "a run ended while it wrote its last line"

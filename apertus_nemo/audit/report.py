@@ -21,16 +21,16 @@ def text(result: Comparison) -> str:
         lines.append(f"  {result.steps_equal} of {result.steps_total} steps are equal")
     if result.values:
         lines.append(f"  step {result.values[0].step}, the first with a different value:")
-        lines += [f"    {line}" for item in result.values for line in _value(item)]
+        lines += [f"    {line}" for item in result.values for line in _value(item, result.labels)]
     if result.state_step is not None:
         lines.append(f"  state of step {result.state_step}, the first that differs{_share(result)}")
-        lines += [f"    {_tensor(item)}" for item in result.tensors[:_MAX_LISTED]]
+        lines += [f"    {_tensor(item, result.labels)}" for item in result.tensors[:_MAX_LISTED]]
         lines += _more(len(result.tensors))
     if equal:
         lines.append(f"  states with equal digests: step {_steps(equal)}")
     if result.lock:
         lines.append("  the locks differ:")
-        lines += [f"    {_lock(item)}" for item in result.lock[:_MAX_LISTED]]
+        lines += [f"    {_lock(item, result.labels)}" for item in result.lock[:_MAX_LISTED]]
         lines += _more(len(result.lock))
     lines += [f"  note: {_printable(note)}" for note in result.notes]
     lines += [f"  not compared: {_printable(item)}" for item in result.not_compared]
@@ -52,8 +52,8 @@ def _share(result: Comparison) -> str:
     return "" if not result.tensors else f": {len(result.tensors)} of {result.tensors_total} tensors"
 
 
-def _value(item: ValueDifference) -> list[str]:
-    lines = [f"{item.name}", f"  A {show(item.a)}", f"  B {show(item.b)}"]
+def _value(item: ValueDifference, labels: tuple[str, str]) -> list[str]:
+    lines = [f"{item.name}", f"  {labels[0]} {show(item.a)}", f"  {labels[1]} {show(item.b)}"]
     if isinstance(item.a, float) and isinstance(item.b, float) and math.isfinite(item.a) and math.isfinite(item.b):
         scale = max(abs(item.a), abs(item.b))
         if scale:
@@ -61,17 +61,19 @@ def _value(item: ValueDifference) -> list[str]:
     return lines
 
 
-def _tensor(item: TensorDifference) -> str:
+def _tensor(item: TensorDifference, labels: tuple[str, str]) -> str:
+    a, b = labels
     name = f"{_printable(item.name)} ({item.kind})"
     if item.a is None or item.b is None:
-        return f"{name}: only in {'B' if item.a is None else 'A'}"
+        return f"{name}: only in {b if item.a is None else a}"
     if (item.a.dtype, item.a.shape) != (item.b.dtype, item.b.shape):
-        return f"{name}: {item.a.dtype} {list(item.a.shape)} in A, {item.b.dtype} {list(item.b.shape)} in B"
+        return f"{name}: {item.a.dtype} {list(item.a.shape)} in {a}, {item.b.dtype} {list(item.b.shape)} in {b}"
     return f"{name}: {item.a.dtype} {list(item.a.shape)}"
 
 
-def _lock(item: LockDifference) -> str:
-    return f"{_printable(item.field)}: {_short(item.a)} in A, {_short(item.b)} in B"
+def _lock(item: LockDifference, labels: tuple[str, str]) -> str:
+    a, b = labels
+    return f"{_printable(item.field)}: {_short(item.a)} in {a}, {_short(item.b)} in {b}"
 
 
 def _short(value: Any) -> str:

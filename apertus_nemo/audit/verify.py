@@ -31,6 +31,7 @@ from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import (
     COPY,
+    REPORT,
     AnyPath,
     RemotePath,
     files_below,
@@ -49,7 +50,7 @@ _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\Z")
 _STATE = re.compile(r"step-([0-9]{9})\.json\Z")
 _STATE_START = re.compile(rb'\{"digest":"([0-9a-f]{64})","format":1,"step":(0|[1-9][0-9]{0,15}),"tensors":')
-_FOR_READING = ("report.html", "certificate.json")  # made from the record, and no part of it
+_FOR_READING = (REPORT, "certificate.json")  # made from the record, and no part of it
 _PARTIAL = ".partial"  # what a crash leaves
 
 
@@ -552,7 +553,7 @@ class _Verifier:
             )
             return
         for name in present:
-            if name not in self._copied and name != COPY and name not in blamed:
+            if name not in self._copied and name not in (COPY, REPORT) and name not in blamed:
                 self._find(name, f"is not in {COPY}: it was added")
 
     def _rest(self) -> None:

@@ -24,6 +24,7 @@ VERBS = {
     "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
     "runs": ("apertus_nemo.cli.runs", "list runs: how each does, and what went wrong last"),
     "logs": ("apertus_nemo.cli.logs", "print what the ranks of a run wrote"),
+    "report": ("apertus_nemo.cli.report", "show a run, or several side by side, in one HTML file"),
     "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
     "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
     "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),

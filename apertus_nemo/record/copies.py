@@ -26,6 +26,7 @@ from apertus_nemo.record.files import FileEntry, reading, sync_folder, write_ato
 from apertus_nemo.record.places import (
     COPY,
     MAX_COPY_BYTES,
+    REPORT,
     RemoteCopy,
     file_system,
     files_below,
@@ -109,7 +110,7 @@ def _local(text: str) -> Path | None:
 
 
 def _names(run: Path, *, checkpoints: bool) -> list[str]:
-    """What a copy holds: every file of the record, but what a crash left and the manifest of a copy that this is."""
+    """What a copy holds: every file of the record, but what a crash left, a report, and the manifest of a copy."""
     outside = (_CURVES,) if checkpoints else (_CURVES, "checkpoints/")
     found, others = files_below(run)
     for name in others:
@@ -118,7 +119,7 @@ def _names(run: Path, *, checkpoints: bool) -> list[str]:
     return [
         name
         for name in found
-        if name != COPY
+        if name not in (COPY, REPORT)
         and not name.startswith(outside)
         and not any(part.endswith(_PARTIAL) for part in name.split("/"))
     ]

@@ -27,6 +27,7 @@ from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.urls import is_url, local_path, without_credentials
 
 COPY = "copy.json"  # manifest of a copy
+REPORT = "report.html"  # for reading: made from a record, and no part of it or of its copies
 COPY_FORMAT = 1
 COPY_KIND = "apertus-nemo copy"
 MAX_COPY_BYTES = 64 * 2**20

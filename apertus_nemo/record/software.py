@@ -60,6 +60,7 @@ NOT_PINNED = {
     "opentelemetry-exporter-otlp-proto-common": "of wandb",
     "opentelemetry-exporter-otlp-proto-http": "of wandb",
     "pip": "puts packages in place",
+    "plotly": "draws in reports",
     "py-partiql-parser": "of moto",
     "pytest": "runs tests",
     "pytest-timeout": "of pytest",

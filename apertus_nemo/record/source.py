@@ -32,7 +32,7 @@ MAX_ARCHIVE_BYTES = 64 * 2**20
 PARTS = ("apertus_nemo", "recipes", "requirements")  # folders of an archive, and of a checkout
 NAMES = ("commit", "dirty", "patch", "tree")
 
-_SUFFIXES = (".py", ".yaml", ".json", ".txt", ".typed")
+_SUFFIXES = (".css", ".html", ".js", ".json", ".py", ".txt", ".typed", ".yaml")
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\Z")
 _VERSION = re.compile(r"""^__version__ = ["']([^"'\n]+)["']$""", re.MULTILINE)
 

@@ -31,6 +31,7 @@ FLOORS = (
     "plan",
     "launch",
     "audit",
+    "report",
     "cli",
 )
 HEAVY = {
