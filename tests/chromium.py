@@ -172,10 +172,10 @@ class Page:
             params |= {"text": text} if text and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", **params)
 
-    def mouse(self, kind: str, x: float, y: float, *, pressed: bool = False) -> None:
+    def mouse(self, kind: str, x: float, y: float, *, pressed: bool = False, clicks: int = 1) -> None:
         """`kind`: mouseMoved, mousePressed or mouseReleased, in CSS pixels of the window."""
         button = "left" if pressed or kind != "mouseMoved" else "none"
-        clicks = 0 if kind == "mouseMoved" else 1
+        clicks = 0 if kind == "mouseMoved" else clicks
         buttons = 1 if button == "left" else 0
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=buttons, clickCount=clicks)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 def main(arguments: Sequence[str]) -> int:
     """0 when the report is made, whatever it says. Errors leave as ApertusError, wrong usage as SystemExit(2)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.json and options.output is not None:
-        parser.error("--json prints the data; it goes without --output")
+        parser().error("--json prints the data; it goes without --output")
     steps = _steps(options.steps)
     from apertus_nemo.report.write import default_place, make, refuse_other_file
 
@@ -48,7 +47,8 @@ def _steps(text: str | None) -> tuple[int, int | None]:
     return int(match[1]), None if match[2] is None else int(match[2])
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo report",
         description="Show a run, or several side by side, in one HTML file that needs no network.",

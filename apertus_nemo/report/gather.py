@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from apertus_nemo.audit import report as compare_words
@@ -48,9 +49,9 @@ def gather(records: Sequence[str], *, check: bool = True, steps: Steps = (1, Non
         raise InputError(f"{len(records)} runs are too many for one report: it shows {MAX_RUNS} at most")
     runs = [_run(record, chr(ord("A") + index), check, steps) for index, record in enumerate(records)]
     _lineage(runs)
-    comparisons = [_compare(records[0], record, runs[0], run, check) for record, run in zip(records, runs, strict=True)]
+    others = list(zip(records, runs, strict=True))[1:]
     return {
-        "comparisons": comparisons[1:],
+        "comparisons": [_compare(records[0], record, runs[0], run, check) for record, run in others],
         "first_step": steps[0],
         "format": FORMAT,
         "last_step": steps[1],
@@ -65,15 +66,13 @@ def _run(record: str, label: str, check: bool, steps: Steps) -> dict[str, Any]:
     read = read_log(root / "steps", first=steps[0], last=steps[1])
     speed = read_throughput(root, first=steps[0], last=steps[1])
     planned = None if lock is None else planned_steps(lock)
-    attempts, left_out = read_attempts(
-        root, speed.spells, checkpoint_every_steps=_checkpoint_every(lock), planned_steps=planned
-    )
+    attempts, left_out = read_attempts(root, speed.spells)
     observed = _json(root, "observed.json")
     notes = [] if read.ended is None else [f"the curves end after step {read.last_step or 0}: {read.ended}"]
     if lock_problem is not None:
         notes.append(f"what ran is not known: {lock_problem}")
     return {
-        "attempts": [attempt.tree() for attempt in attempts],
+        "attempts": attempts,
         "attempts_left_out": left_out,
         "checkpoints": _checkpoints(root),
         "curves": _curves(read, speed),
@@ -93,9 +92,19 @@ def _run(record: str, label: str, check: bool, steps: Steps) -> dict[str, Any]:
 
 def _verification(root: AnyPath, record: str, check: bool) -> dict[str, Any]:
     if not check:
+        if isinstance(root, Path) and not root.is_dir():
+            raise InputError(f"{root} is not a folder")
         if not (root / "lock.json").exists() and not names(root / "steps"):
             raise InputError(f"{root} is not the record of a run: it holds neither lock.json nor a step log")
-        return {"headline": "not verified", "not_checked": ["anything: --no-verify was given"], "verdict": None}
+        return {
+            "checkpoints": [],
+            "findings": [],
+            "findings_in_all": 0,
+            "headline": "not verified",
+            "not_checked": ["anything: --no-verify was given"],
+            "notes": [],
+            "verdict": None,
+        }
     result = verify(record)
     words = verify_report.text(result).splitlines()
     found = verify_report.tree(result)
@@ -128,14 +137,6 @@ def _name(lock: RunLock | None, root: AnyPath) -> str:
     config = lock.tree["config"] if lock is not None else None
     name = config.get("name") if isinstance(config, dict) else None
     return printable(name) if isinstance(name, str) and name else printable(root.name or str(root))
-
-
-def _checkpoint_every(lock: RunLock | None) -> int | None:
-    try:
-        every = lock.tree["config"]["trainer"]["checkpoint_every_steps"] if lock is not None else None
-    except (KeyError, TypeError):
-        return None
-    return every if type(every) is int else None
 
 
 def _curves(read: LogValues, speed: Throughput) -> dict[str, Any]:
@@ -229,8 +230,7 @@ def _lineage(runs: list[dict[str, Any]]) -> None:
 def _compare(a: str, b: str, one: dict[str, Any], other: dict[str, Any], check: bool) -> dict[str, Any]:
     """The verdict of `compare`, or why there is none."""
     found: dict[str, Any] = {"a": one["label"], "b": other["label"], "verdict": None}
-    if one is other:
-        return found
+    found |= {"details": [], "lock_differences": [], "lock_differences_in_all": 0, "not_compared": [], "notes": []}
     if not check:
         return {**found, "headline": "not compared: --no-verify was given"}
     try:

@@ -161,6 +161,7 @@
     document.querySelector(".tools").hidden = false;
     document.querySelector(".readout").hidden = false;
     draw();
+    document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true"); // plotly measures texts with it
     read(at);
     for (const chart of charts) {
       chart.on("plotly_hover", (event) => { if (event.event) read(Math.round(event.points[0].x)); });
