@@ -261,8 +261,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser: Chromium, one: Path, 
 
 def test_a_run_of_one_step_and_one_of_none(browser: Chromium, tmp_path: Path) -> None:
     for steps in (1, 0):
-        run = make(tmp_path / str(steps), steps=steps, states=(0,)).path
-        (tmp_path / f"{steps}.html").write_bytes(b"")
+        run = sealed(tmp_path / str(steps), steps=steps, saved=(), finished=False)
         path = write(tmp_path / str(steps), run)
         page = browser.open(path)
         assert page.messages == []
