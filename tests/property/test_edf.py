@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import tempfile
@@ -346,7 +347,9 @@ def test_malformed_files() -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)  # on a machine that does much else
 def test_malformed_files_many() -> None:
-    run_cases(range(500, 20_500))
+    parts = [range(start, start + 500) for start in range(500, 20_500, 500)]
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        pool.map(run_cases, parts, chunksize=1)
 
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
