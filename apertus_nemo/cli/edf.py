@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apertus_nemo.edf.check import View
+    from apertus_nemo.edf.described import Described
+    from apertus_nemo.edf.sites import Site
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,7 +77,8 @@ def _render(options: argparse.Namespace) -> int:
     if pin is None and version is not None:
         render(family.name, site, dialect=dialect)  # says first what is wrong with the rest
         pin = pin_of(options.image, site)
-    rendered = render(options.image, site, pin=pin, dialect=dialect)
+    facts = _facts(options.pin, site) if options.pin is not None else None
+    rendered = render(options.image, site, pin=pin, dialect=dialect, facts=facts)
     if options.output is None:
         sys.stdout.write(rendered.text)
         return 0
@@ -87,6 +90,20 @@ def _render(options: argparse.Namespace) -> int:
     write_atomic(options.output / rendered.name, rendered.text.encode())
     print(options.output / rendered.name)
     return 0
+
+
+def _facts(pin: str, site: Site) -> Described | None:
+    """What is known of a pinned file that lies on this machine. Raises InputError where it contradicts itself."""
+    from apertus_nemo.edf.described import contradictions, described
+    from apertus_nemo.errors import InputError
+
+    path = Path(pin)
+    if not pin.startswith("/") or "\0" in pin or not path.is_file():
+        return None
+    facts = described(path)
+    for what, why, do in contradictions(path, facts, size_bytes=path.stat().st_size, site=site) if facts else ():
+        raise InputError(f"--image {pin}: {what}; {why}: {do}")
+    return facts
 
 
 def _view(options: argparse.Namespace) -> View:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apertus_nemo.edf.sites import Site
+from apertus_nemo.edf.sites import PLATFORMS, Site
 from apertus_nemo.errors import InputError, UnfitEnvironment
 from apertus_nemo.image.families import find
 from apertus_nemo.image.reference import Reference
-
-PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 
 
 def pin_of(image: str, site: Site, folder: Path | None = None) -> str:

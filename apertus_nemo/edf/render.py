@@ -15,6 +15,7 @@ import shlex
 from dataclasses import dataclass
 
 from apertus_nemo.edf.check import View, check_document
+from apertus_nemo.edf.described import Described
 from apertus_nemo.edf.dialects import CE, SARUS, Dialect
 from apertus_nemo.edf.document import parse_document
 from apertus_nemo.edf.finding import ERROR, WARNING, short
@@ -59,8 +60,10 @@ def check_pin(pin: str, dialect: Dialect) -> None:
     )
 
 
-def render(image: str, site: Site, *, pin: str | None = None, dialect: Dialect = CE) -> Rendered:
-    """The file for an image (with `pin`) or a family (without) at a site.
+def render(
+    image: str, site: Site, *, pin: str | None = None, dialect: Dialect = CE, facts: Described | None = None
+) -> Rendered:
+    """The file for an image (with `pin`) or a family (without) at a site; `facts` of the pinned file are written too.
 
     Raises InputError for a family that cannot run there, a pin that pins nothing, or a dialect that the site has not.
     """
@@ -73,8 +76,8 @@ def render(image: str, site: Site, *, pin: str | None = None, dialect: Dialect =
     if site.engine == "pyxis":
         if dialect is not CE:
             raise InputError(f"{site.name} reads no EDFs, so there is none for {dialect.title}")
-        return _shell(image, family, version, site, pin)
-    return _edf(image, family, version, site, pin, dialect)
+        return _shell(image, family, version, site, pin, facts)
+    return _edf(image, family, version, site, pin, dialect, facts)
 
 
 def file_name(image: str, family: Family, version: str | None, site: Site, suffix: str) -> str:
@@ -83,13 +86,17 @@ def file_name(image: str, family: Family, version: str | None, site: Site, suffi
     return stem + suffix
 
 
-def _header(image: str, family: Family, site: Site, dialect: Dialect) -> list[str]:
+def _header(image: str, family: Family, site: Site, dialect: Dialect, facts: Described | None) -> list[str]:
     option = "" if dialect is CE else f" --dialect {dialect.name}"
     notes = site.notes if family.gpu and dialect is CE else ()
     if family.gpu and not dialect.netstack_selectable:
         notes = (f"{dialect.title} mounts a network stack of its own choice: it cannot be pinned here",)
+    pinned = []
+    if facts is not None:
+        pinned = [f"# Manifest digest {facts.manifest_digest}.", f"# SHA-256 of the file: {facts.sha256}."]
     return [
         f"# {image} at {site.title}.",
+        *pinned,
         f"# Written by: apertus-nemo edf render {image} --site {site.name}{option}",
         "# What a line is for, who says so and who says otherwise: apertus-nemo edf explain NAME",
         *(f"# {note[0].upper()}{note[1:]}." for note in notes),
@@ -101,9 +108,17 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=True)
 
 
-def _edf(image: str, family: Family, version: str | None, site: Site, pin: str | None, dialect: Dialect) -> Rendered:
+def _edf(
+    image: str,
+    family: Family,
+    version: str | None,
+    site: Site,
+    pin: str | None,
+    dialect: Dialect,
+    facts: Described | None,
+) -> Rendered:
     name = file_name(image, family, version, site, ".toml")
-    lines = _header(image, family, site, dialect)
+    lines = _header(image, family, site, dialect, facts)
     launch = f"srun {dialect.launch_option}=/path/of/{name}" + (" --network=disable_rdzv_get" if family.gpu else "")
     if pin is None:
         lines += [
@@ -163,9 +178,11 @@ class _Anything(dict[str, str]):
         return f"/{key.lower()}"
 
 
-def _shell(image: str, family: Family, version: str | None, site: Site, pin: str | None) -> Rendered:
+def _shell(
+    image: str, family: Family, version: str | None, site: Site, pin: str | None, facts: Described | None
+) -> Rendered:
     name = file_name(image, family, version, site, ".sh")
-    lines = _header(image, family, site, CE)
+    lines = _header(image, family, site, CE, facts)
     unnamed = "--container-image=/path/of/image-SHA256.sqsh " if pin is None else ""
     lines += [
         "#",

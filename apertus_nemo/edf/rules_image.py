@@ -8,8 +8,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from apertus_nemo.edf.described import contradictions, described
 from apertus_nemo.edf.finding import ERROR, NOTE, WARNING, Finding, short
 from apertus_nemo.edf.rules import Case, at
+from apertus_nemo.errors import InputError
 
 SUFFIXES = (".sqsh", ".sqfs", ".squashfs", ".squash")
 _CONTENT = re.compile(r"(?<![0-9a-f])[0-9a-f]{12,64}(?![0-9a-f])")
@@ -151,6 +153,27 @@ def _on_disk(case: Case, path: Path) -> Iterator[Finding]:
             yield at(origin, WARNING, "image-file", f"{shown} has mode {found.st_mode & 0o777:04o}", why, "chmod a+r")
     finally:
         os.close(descriptor)
+    yield from _sidecar(case, path, found.st_size)
+
+
+def _sidecar(case: Case, path: Path, size_bytes: int) -> Iterator[Finding]:
+    """Whether the file fits what `image pull` wrote beside it."""
+    origin = case.merged.single["image"].origin
+    try:
+        facts = described(path)
+    except InputError as error:
+        yield at(
+            origin,
+            WARNING,
+            "image-file",
+            "the sidecar of the image cannot be read",
+            short(error, 400),
+            "pull the image again",
+        )
+        return
+    if facts is not None:
+        for what, why, do in contradictions(path, facts, size_bytes=size_bytes, site=case.site):
+            yield at(origin, ERROR, "image-file", short(what), short(why, 300), do)
 
 
 def _family(case: Case, image: str) -> Iterator[Finding]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from apertus_nemo.edf.dialects import CE, Dialect
 from apertus_nemo.errors import InputError
 
+# Processors as `uname -m` prints them, and as images name them.
+PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
+
 # Layers of `settings.py`.
 _GPU_LAYERS = ("slingshot", "framework", "python")
 

@@ -12,10 +12,10 @@ import pytest
 from apertus_nemo.edf.check import View, check_document, check_file
 from apertus_nemo.edf.dialects import CE, SARUS
 from apertus_nemo.edf.document import parse_document
-from apertus_nemo.edf.pins import PLATFORMS, pin_of
+from apertus_nemo.edf.pins import pin_of
 from apertus_nemo.edf.render import carried, hook_annotations, parse_image, render
 from apertus_nemo.edf.settings import BY_NAME, SETTINGS, SOURCES, uses_ll128, variables
-from apertus_nemo.edf.sites import FAMILIES, SITES, fit
+from apertus_nemo.edf.sites import FAMILIES, PLATFORMS, SITES, fit
 from apertus_nemo.errors import InputError, UnfitEnvironment
 from apertus_nemo.image.families import containers_folder, family_names
 from apertus_nemo.launch.environment import FIXED
