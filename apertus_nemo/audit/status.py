@@ -21,7 +21,7 @@ from apertus_nemo.audit.compare import planned_steps
 from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.record import attempts as ends
 from apertus_nemo.record.attempts import Attempt, attempt_numbers, read_attempt
-from apertus_nemo.record.canonical import loads
+from apertus_nemo.record.canonical import loads, sha256_hex
 from apertus_nemo.record.claim import is_claimed
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import open_ordinary, read
@@ -125,7 +125,7 @@ class _Look:
         """The action's result, or None and a problem."""
         try:
             return action(*arguments)
-        except (ApertusError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ApertusError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             self.problems.append(text.replace(f"{self.folder}/", "") or type(error).__name__)
             return None
@@ -136,9 +136,19 @@ class _Look:
         tree = loads(data, what="lock.json")
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), list):
             raise InputError("lock.json: is not a lock")
-        ends_at = [(stage["to_sample"], stage.get("data", {}).get("stage")) for stage in tree["stages"]]
+        try:
+            ends_at = [(stage["to_sample"], stage.get("data", {}).get("stage")) for stage in tree["stages"]]
+        except (KeyError, TypeError, AttributeError):
+            ends_at = [("", "")]
         if not all(type(end) is int and isinstance(name, (str, type(None))) for end, name in ends_at):
             raise InputError("lock.json: its stages do not say where they end")
+        first = self.folder / "steps" / "000000.jsonl"
+        if first.is_file():
+            with open(open_ordinary(first), "rb") as stream:
+                line = stream.readline(MAX_LINE_BYTES)
+            named = StepLogHeader.from_line(line[:-1], what="").lock_digest if line.endswith(b"\n") else None
+            if named is not None and named != sha256_hex(data):
+                raise InputError("lock.json is not the lock of the step log: it was changed or exchanged")
         return planned_steps(RunLock(tree)), ends_at
 
     def finished(self) -> int | None:

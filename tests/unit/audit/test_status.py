@@ -20,7 +20,8 @@ from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
 from apertus_nemo.launch.resume import claimed
 from apertus_nemo.record.attempts import AttemptProgress, Outcome, write_outcome, write_progress
-from tests.unit.audit.sealed import make_sealed
+from apertus_nemo.record.canonical import dumps
+from tests.unit.audit.sealed import make_sealed, sha256
 from tests.unit.record.example import step
 
 LONG = 100_000  # lines of a segment
@@ -144,11 +145,13 @@ BROKEN = {
     "lock.json, cut": (b'{"stages":[', "lock.json: is not JSON: Expecting value (line 1, column 12)"),
     "lock.json, deep": (b"[" * 9999 + b"]" * 9999, "lock.json: is nested deeper than 64 levels"),
     "lock.json, stages": (b'{"stages":[{"to_sample":"x"}]}', "lock.json: its stages do not say where they end"),
-    "steps/000000.jsonl": (
+    "lock.json, no stages": (b'{"stages":[5]}', "lock.json: its stages do not say where they end"),
+    "lock.json, another": (b'{"stages":[]}', "lock.json is not the lock of the step log: it was changed or exchanged"),
+    "steps/000000.jsonl": (b"x" * 99999, "steps/000000.jsonl: its last line is longer than 4096 bytes"),
+    "steps/000001.jsonl": (
         b"hello\n",
-        "steps/000000.jsonl, last line: is not JSON: Expecting value (line 1, column 1)",
+        "steps/000001.jsonl, last line: is not a line of a step log: it: is not JSON: Expecting value (line 1, column 1)",
     ),
-    "steps/000000.jsonl, long": (b"x" * 99999, "steps/000000.jsonl: its last line is longer than 4096 bytes"),
     "end.json": (b"\0", "end.json: is not JSON: Expecting value (line 1, column 1)"),
     "attempts/001/outcome.json": (b"[]", "attempts/001/outcome.json: is not the outcome of an attempt"),
     "attempts/001/progress.json": (b"\xff", "attempts/001/progress.json: is not UTF-8 at byte 0"),
@@ -175,6 +178,11 @@ def test_a_stage_has_the_name_that_the_recipe_gives_it(tmp_path: Path) -> None:
     for stage, name in zip(tree["stages"], ("web", "code"), strict=True):
         stage["data"]["stage"] = name
     (run / "lock.json").write_text(json.dumps(tree))
+    log = run / "steps" / "000000.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    header["lock_digest"] = sha256((run / "lock.json").read_bytes())
+    log.write_bytes(b"".join([dumps(header) + b"\n", *lines[1:]]))
     found = status_of(run)
     assert (found.stage, found.stages, found.stage_name, found.broken) == (1, 2, "web", None)
     assert table([found]).splitlines()[1].split()[2] == "web"
