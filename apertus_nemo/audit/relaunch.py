@@ -153,6 +153,11 @@ class Record:
             return from_tree(yaml.safe_load(text)), list(json.loads(comment[1])) if comment else []
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{self.directory.recipe}: cannot be read: {error}") from error
+        except InputError as error:
+            raise InputError(
+                f"{self.directory.lock} is not the lock of the step log, and {self.directory.recipe}, the second copy "
+                f"of the recipe, is no whole one: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def recorded_source(record: Record) -> Any:

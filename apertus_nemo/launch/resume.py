@@ -28,9 +28,10 @@ from apertus_nemo.record.checkpoint_list import read_list
 from apertus_nemo.record.checkpoints import newest_whole
 from apertus_nemo.record.files import read_bytes, reading, writing
 from apertus_nemo.record.lock import RunLock
+from apertus_nemo.record.places import open_ordinary
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import END, MAX_BYTES, Seal
-from apertus_nemo.record.step_line import MAX_LINE_BYTES
+from apertus_nemo.record.step_line import MAX_LINE_BYTES, StepLogHeader
 
 _WAIT_S = 3.0  # for the ranks of a launcher that was killed just now
 _MAX_LOCK_BYTES = 16 * 2**20
@@ -86,9 +87,26 @@ def planned_steps(run: RunConfig) -> int:
 
 
 def read_lock(directory: RunDirectory) -> RunLock:
-    """The lock of a run directory."""
+    """The lock of a run directory; raises InputError where it is none, or not the one that the step log names."""
     data = read_bytes(directory.lock, max_bytes=_MAX_LOCK_BYTES)
-    return RunLock.from_bytes(data, what=str(directory.lock))
+    lock = RunLock.from_bytes(data, what=str(directory.lock))
+    header = _header(directory.steps)
+    if header is not None and header.lock_digest != lock.digest:
+        raise InputError(
+            f"{directory.lock} is not the lock of the step log, whose digest is {header.lock_digest}: it was changed "
+            "or exchanged; put the first one back, or choose another folder"
+        )
+    return lock
+
+
+def _header(folder: Path) -> StepLogHeader | None:
+    """The first line of a log; None where there is no complete one."""
+    path = folder / "000000.jsonl"
+    if not path.exists():
+        return None
+    with reading(path), open(open_ordinary(path), "rb") as stream:
+        line = stream.readline(MAX_LINE_BYTES)
+    return StepLogHeader.from_line(line[:-1], what=f"{path} line 1") if line.endswith(b"\n") else None
 
 
 def refuse_other_run(directory: RunDirectory, lock: RunLock) -> None:

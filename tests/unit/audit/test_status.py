@@ -150,7 +150,10 @@ BROKEN = {
     "steps/000000.jsonl": (b"x" * 99999, "steps/000000.jsonl: its last line is longer than 4096 bytes"),
     "steps/000001.jsonl": (
         b"hello\n",
-        "steps/000001.jsonl, last line: is not a line of a step log: it: is not JSON: Expecting value (line 1, column 1)",
+        (
+            "steps/000001.jsonl, last line: is not a line of a step log: it: is not JSON: Expecting value "
+            "(line 1, column 1)"
+        ),
     ),
     "end.json": (b"\0", "end.json: is not JSON: Expecting value (line 1, column 1)"),
     "attempts/001/outcome.json": (b"[]", "attempts/001/outcome.json: is not the outcome of an attempt"),
