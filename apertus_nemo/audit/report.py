@@ -11,6 +11,7 @@ from apertus_nemo.record.step_line import show
 
 FORMAT = 1  # of the JSON
 _MAX_LISTED = 5  # tensors, fields of the lock
+_MAX_SHOWN = 500  # characters of a name or a note
 
 
 def text(result: Comparison) -> str:
@@ -93,7 +94,9 @@ def _more(count: int) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    """A record may come from anywhere: nothing of it drives the terminal."""
+    """A record may come from anywhere: nothing of it drives the terminal, or fills it."""
+    if len(line) > _MAX_SHOWN:
+        line = f"{line[: _MAX_SHOWN - 20]}...{line[-10:]}"
     return line if line.isprintable() else ascii(line)[1:-1]
 
 

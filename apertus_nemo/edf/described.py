@@ -29,7 +29,7 @@ def described(path: Path) -> Described | None:
     """The facts beside `path`, or None. Raises InputError for a sidecar that is none."""
     from apertus_nemo.image.sqsh import read_sidecar, sidecar_path
 
-    if not sidecar_path(path).is_file():
+    if not path.name or not sidecar_path(path).is_file():
         return None
     tree = read_sidecar(path)
     image, file = tree["image"], tree["squashfs"]

@@ -13,25 +13,32 @@ from apertus_nemo.recipe.schema import ModelConfig, RunConfig
 from tests.integration.runs import SQUEEZED
 
 
-def _run() -> RunConfig:
+def _run(*overrides: str) -> RunConfig:
     from apertus_nemo.recipe.compose import compose
 
-    return compose(overrides=list(SQUEEZED)).config
+    return compose(overrides=[*SQUEEZED, *overrides]).config
 
 
-def _model() -> ModelConfig:
-    return _run().model
+def _model(*overrides: str) -> ModelConfig:
+    return _run(*overrides).model
 
 
 def exported(
-    rank: int, world_size: int, *, checkpoint: str, folder: str, precision: str = "fp32", shard_bytes: int = 10**9
+    rank: int,
+    world_size: int,
+    *,
+    checkpoint: str,
+    folder: str,
+    overrides: list[str],
+    precision: str = "fp32",
+    shard_bytes: int = 10**9,
 ) -> dict[str, Any]:
     """Export; the digest of what lies in the folder then."""
     from apertus_nemo.convert.digest import folder_digests
     from apertus_nemo.convert.export import export
     from apertus_nemo.record.state import digest_of
 
-    model = _model()
+    model = _model(*overrides)
     done = export(Path(checkpoint) / "weights", model, Path(folder), tokenizer=None, source={}, shard_bytes=shard_bytes)
     digest = digest_of(folder_digests(Path(folder), model))
     return {"digest": digest, "shards": done.shards, "tensors": done.tensors, "size_bytes": done.size_bytes}

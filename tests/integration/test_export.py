@@ -15,8 +15,10 @@ from apertus_nemo.testing.ranks import Parent
 from tests.integration.runs import LAYOUTS, STEPS, Run
 
 
-def exported(parent: Parent, run: Run, folder: Path, **options: Any) -> dict[str, Any]:
-    arguments = {"checkpoint": str(run.directory.checkpoint(STEPS)), "folder": str(folder), **options}
+def exported(parent: Parent, run: Run, folder: Path, *overrides: str, **options: Any) -> dict[str, Any]:
+    """`overrides`: those of the model, where it is not the default recipe's."""
+    checkpoint = str(run.directory.checkpoint(STEPS))
+    arguments = {"checkpoint": checkpoint, "folder": str(folder), "overrides": list(overrides), **options}
     (answer,) = parent.run("tests.cases.convert:exported", arguments=arguments)
     return dict(answer)
 
@@ -31,7 +33,7 @@ def logged(run: Run) -> str:
 )
 def test_the_bits_that_were_logged(runs: Callable[..., Run], parent: Parent, tmp_path: Path, layout: str) -> None:
     run = runs(layout)
-    answer = exported(parent, run, tmp_path / "out", shard_bytes=1_000_000)
+    answer = exported(parent, run, tmp_path / "out", *LAYOUTS[layout][1], shard_bytes=1_000_000)
     assert answer["digest"] == logged(run)
     assert answer["shards"] > 1
     assert not [path.name for path in tmp_path.iterdir() if path.name != "out"]

@@ -24,7 +24,7 @@ TIMEOUT_S = 8
 END_S = 60.0  # from the hang to the end, on a busy machine
 HEARTBEAT = f"trainer.heartbeat_timeout_s={TIMEOUT_S}"
 COLLECTIVE = f"trainer.collective_timeout_s={TIMEOUT_S}"
-OVERRIDES = [*SQUEEZED[:-1], "parallel=dp2", "schedule.train_samples=400", "trainer.checkpoint_every_steps=4"]
+OVERRIDES = [*SQUEEZED[:-1], "parallel=dp2", "schedule.train_samples=4000", "trainer.checkpoint_every_steps=4"]
 
 HANGING = """
 def wait_for_ever() -> None:
@@ -76,8 +76,9 @@ def test_a_stopped_rank(tmp_path: Path, environment: dict[str, str], overrides: 
     with started(arguments, folder=tmp_path, environment=environment) as process:
         wait_for(lambda: logged(run) > 7, timeout_s=240.0, what="six steps")
         pids = ranks_of(process.pid)
+        wait_for(lambda: status_of(run).phase == "training", timeout_s=10.0, what="its progress, written once a second")
         now = status_of(run)
-        assert (now.state, now.attempts, now.steps, now.phase) == ("running", 1, 52, "training")
+        assert (now.state, now.attempts, now.steps, now.phase) == ("running", 1, 502, "training")
         assert now.step is not None
         assert now.step >= 6
         since = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from apertus_nemo.audit.compare import compare, lock_differences
+from apertus_nemo.audit.compare import LockDifference, compare, lock_differences
 from apertus_nemo.audit.report import text, tree
 from apertus_nemo.cli.compare import main
 from apertus_nemo.errors import InputError
@@ -292,6 +292,23 @@ def test_nothing_of_a_record_drives_the_terminal(tmp_path: Path) -> None:
     make(tmp_path / "a")
     make(tmp_path / "b", change_state=rename)
     assert "\x1b" not in text(compare(tmp_path / "a", tmp_path / "b"))
+
+
+def test_nothing_of_a_record_fills_the_terminal(tmp_path: Path) -> None:
+    """Not a tensor's name, and not the name of a field of the lock."""
+    name = "w" * 100_000
+
+    def rename(found: StateDigest) -> StateDigest:
+        return StateDigest.of(found.step, [replace(found.tensors[0], name=name)])
+
+    make(tmp_path / "a")
+    make(tmp_path / "b", change_state=rename)
+    result = compare(tmp_path / "a", tmp_path / "b")
+    result.lock = [LockDifference(name, 1, name)]
+    told = text(result)
+    assert "wwwww...wwwwwwwwww" in told
+    assert len(told) < 5000
+    assert name in json.dumps(tree(result))
 
 
 def test_json_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

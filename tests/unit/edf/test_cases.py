@@ -378,6 +378,11 @@ def test_8_files_on_disk(tmp_path: Path) -> None:
     image.unlink()
     os.mkfifo(image)
     assert only(text).startswith(f"1 error: {image} is no file")
+    for folder in ("/", "//", "/.", "/.."):  # paths without a name
+        assert any(
+            line.endswith(" is no file | an image is a regular file | name the SquashFS file")
+            for line in findings(f'image = "{folder}"\n' + rest)
+        ), folder
 
 
 def test_8_architecture() -> None:
