@@ -1,9 +1,21 @@
-"""What `train` and `show` have in common: a recipe with overrides, and folders of recipes."""
+"""What the verbs have in common: help of one shape, and for some a recipe with overrides.
+
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo compare",
+        **explained(
+            "Compare the records of two runs.",
+            examples={"apertus-nemo compare runs/a runs/b": "identical, or what differs first"},
+            exit_codes={0: "identical", 1: "different"},
+        ),
+    )
+
+`tests/unit/cli/test_help.py` parses every example, and holds options and exit codes against the page of the verb.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +28,33 @@ overrides, in Hydra's grammar:
 """
 
 
-def recipe_parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+def explained(
+    purpose: str, *, examples: Mapping[str, str], exit_codes: Mapping[int, str], more: str = ""
+) -> dict[str, Any]:
+    """What an `ArgumentParser` is made with, so that its help has one shape.
+
+    `examples` holds command lines, each with what it does; `exit_codes` what each means; `more` stands before both.
+    """
+    lines = [
+        line for command, what in examples.items() for line in ([f"  # {what}"] if what else []) + [f"  {command}"]
+    ]
+    codes = [f"  {code}  {meaning}" for code, meaning in exit_codes.items()]
+    parts = [more.strip("\n"), "\n".join(["examples:", *lines]), "\n".join(["exit codes:", *codes])]
+    return {
+        "description": purpose,
+        "epilog": "\n\n".join(part for part in parts if part),
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+
+
+def recipe_parser(
+    verb: str, purpose: str, *, examples: Mapping[str, str], exit_codes: Mapping[int, str], more: str = ""
+) -> argparse.ArgumentParser:
     """A parser for overrides mixed with options; parse with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(
         prog=f"apertus-nemo {verb}",
-        description=description,
-        epilog=OVERRIDES + epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **explained(purpose, examples=examples, exit_codes=exit_codes, more=OVERRIDES + more),
     )
     words = parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="see below")
     words.completer = overrides  # type: ignore[attr-defined]  # argcomplete reads it

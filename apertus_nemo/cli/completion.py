@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
+from apertus_nemo.cli.arguments import explained
 from apertus_nemo.errors import UnfitEnvironment
 
 SHELLS = ("bash", "zsh", "fish")
@@ -28,12 +29,17 @@ def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo completion",
-        description="Print a script that completes verbs, options, overrides and files in a shell.",
-        epilog='bash, zsh: eval "$(apertus-nemo completion bash)", here or in ~/.bashrc, ~/.zshrc\n'
-        "fish:      apertus-nemo completion fish > ~/.config/fish/completions/apertus-nemo.fish",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **explained(
+            "Print a script that completes verbs, options, overrides and files in a shell.",
+            examples={
+                'eval "$(apertus-nemo completion bash)"': "bash; in ~/.bashrc for every shell",
+                'eval "$(apertus-nemo completion zsh)"': "zsh; in ~/.zshrc",
+                "apertus-nemo completion fish > ~/.config/fish/completions/apertus-nemo.fish": "fish",
+            },
+            exit_codes={0: "printed", 2: "not one of these shells", 3: "the package argcomplete is missing"},
+        ),
     )
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="the one that will read it")
     return parser
 
 

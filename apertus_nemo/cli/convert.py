@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apertus_nemo.cli.arguments import explained
 from apertus_nemo.errors import Differs, InputError
 
 if TYPE_CHECKING:
@@ -25,13 +26,37 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
-        prog="apertus-nemo convert", description="Bring checkpoints into the form that Hugging Face's libraries load."
+        prog="apertus-nemo convert",
+        **explained(
+            "Bring checkpoints into the form that Hugging Face's libraries load, and tie them to the step they are of.",
+            examples={
+                "apertus-nemo convert export runs/mine hf": "the newest checkpoint, for transformers",
+                "apertus-nemo convert digest hf --run runs/mine": "the step that made these weights",
+            },
+            exit_codes={
+                0: "done",
+                1: "digest: no step has these weights, or a tensor is missing, too much or of another shape",
+                2: "wrong input: no run, no such checkpoint, no folder of an Apertus model",
+                3: "export: the disk is full or cannot be written",
+            },
+        ),
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,digest}")
     export = verbs.add_parser(
         "export",
         help="a checkpoint of a run as a folder for transformers",
-        description="Write a checkpoint's weights, bit for bit, as a folder that ApertusForCausalLM loads.",
+        **explained(
+            "Write a checkpoint's weights, bit for bit, as a folder that ApertusForCausalLM loads.",
+            examples={
+                "apertus-nemo convert export runs/mine hf": "the newest checkpoint",
+                "apertus-nemo convert export runs/mine hf --step 500 --tokenizer corpus/tokenizer": "",
+            },
+            exit_codes={
+                0: "exported",
+                2: "no run, no such checkpoint, or one that is torn or of another model",
+                3: "the disk is full or cannot be written",
+            },
+        ),
     )
     export.add_argument("run", type=Path, metavar="RUN", help="run directory")
     export.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
@@ -44,7 +69,18 @@ def parser() -> argparse.ArgumentParser:
     digest = verbs.add_parser(
         "digest",
         help="the digest of a folder's weights, and whether a run logged it",
-        description="Digest the weights of a folder that transformers loads; with RUN, say whether a step logged them.",
+        **explained(
+            "Digest the weights of a folder that transformers loads; with --run, find the step that logged them.",
+            examples={
+                "apertus-nemo convert digest hf": "",
+                "apertus-nemo convert digest hf --run runs/mine --step 500": "it must be this one",
+            },
+            exit_codes={
+                0: "digested; with --run: a step logged these weights",
+                1: "a tensor is missing, too much or of another shape, or no step has these weights",
+                2: "no folder of an Apertus model, or no run",
+            },
+        ),
     )
     digest.add_argument("folder", type=Path, metavar="DIR", help="folder with config.json and safetensors")
     digest.add_argument("--run", type=Path, metavar="RUN", help="run directory to hold them against")

@@ -10,6 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apertus_nemo.cli.arguments import explained
+
+BUILD_CODES = {
+    0: "built",
+    2: "wrong input: the line names file, line or byte, and what to do; nothing is left behind",
+    3: "the disk is full or cannot be written, an URL cannot be reached, or a package is missing",
+}
+VERIFY_CODES = {
+    0: "all is as built",
+    1: "the first file that is missing, too much, or has other bytes is named",
+    2: "not a built corpus",
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
@@ -19,11 +32,35 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = argparse.ArgumentParser(prog="apertus-nemo data", description="Build training data, and check it.")
+    parser = argparse.ArgumentParser(
+        prog="apertus-nemo data",
+        **explained(
+            "Build training data from text, and verify it.",
+            examples={
+                "apertus-nemo data build --input 'texts/*.jsonl' --train-bpe 8000 --output corpus": "",
+                "apertus-nemo data verify corpus": "",
+            },
+            exit_codes={
+                0: "done",
+                1: "verify: the first file that is not as built is named",
+                2: "wrong input: what, where, and what to do",
+                3: "build: the disk, an URL or a package is missing or refuses",
+            },
+        ),
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,verify}")
 
     build = verbs.add_parser(
-        "build", help="text files or JSONL into a corpus", description="Tokenize text for training."
+        "build",
+        help="text files or JSONL into a corpus",
+        **explained(
+            "Tokenize text for training, into a folder that one digest names.",
+            examples={
+                "apertus-nemo data build --input 'texts/*.jsonl' --train-bpe 8000 --output corpus": "a tokenizer too",
+                "apertus-nemo data build --input s3://bucket/a.jsonl.gz --tokenizer Apertus-8B --output corpus": "",
+            },
+            exit_codes=BUILD_CODES,
+        ),
     )
     build.add_argument(
         "--input", action="append", required=True, metavar="PATH", help="file, glob or fsspec URL; may be given again"
@@ -46,9 +83,15 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--json", action="store_true", help="print the result as JSON")
 
     verify = verbs.add_parser(
-        "verify", help="check every byte of a corpus", description="Check a corpus by its manifest."
+        "verify",
+        help="check every byte of a corpus",
+        **explained(
+            "Read every byte of a corpus and hold it against its manifest.",
+            examples={"apertus-nemo data verify corpus": ""},
+            exit_codes=VERIFY_CODES,
+        ),
     )
-    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="what `data build` made")
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 

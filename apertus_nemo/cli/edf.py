@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apertus_nemo.cli.arguments import explained
+
 if TYPE_CHECKING:
     from apertus_nemo.edf.check import View
     from apertus_nemo.edf.described import Described
@@ -128,22 +130,44 @@ def parser() -> argparse.ArgumentParser:
     """The options of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo edf",
-        description="Check, show, write and explain Environment Definition Files, by which clusters start containers.",
-        epilog="`apertus-nemo edf VERB --help` explains a verb; docs/edf.md has examples.",
+        **explained(
+            "Check, show, write and explain Environment Definition Files, by which clusters start containers.",
+            examples={
+                "apertus-nemo edf check ~/.edf/*.toml": "",
+                "apertus-nemo edf effective mine.toml": "",
+                "apertus-nemo edf render gh200 --site clariden": "",
+                "apertus-nemo edf explain NCCL_CROSS_NIC": "",
+            },
+            exit_codes={
+                0: "done: no errors, warnings or not",
+                2: "an EDF has errors, or the input is wrong",
+                3: "render: an image that is unbuilt, or a folder that cannot be written",
+            },
+        ),
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,effective,render,explain}")
     check = verbs.add_parser(
         "check",
         help="find the faults of EDFs",
-        description="Find the faults of EDFs and of the files that they inherit from.",
-        epilog="Exit code: 0 no errors, 2 errors.",
+        **explained(
+            "Find the faults of EDFs and of the files that they inherit from.",
+            examples={
+                "apertus-nemo edf check ~/.edf/*.toml": "",
+                "apertus-nemo edf check mine.toml --site clariden --set SCRATCH=/scratch/ada": "as if there",
+            },
+            exit_codes={0: "no errors (--strict: no warnings either)", 2: "errors"},
+        ),
     )
     check.add_argument("file", nargs="+", metavar="FILE", help="an EDF")
     check.add_argument("--strict", action="store_true", help="exit with 2 for warnings too")
     effective = verbs.add_parser(
         "effective",
         help="show what a container gets, and where it comes from",
-        description="Show what a container gets from an EDF, and where each value comes from. Secrets are masked.",
+        **explained(
+            "Show what a container gets from an EDF, and where each value comes from. Secrets are masked.",
+            examples={"apertus-nemo edf effective mine.toml --set SCRATCH=/scratch/ada": ""},
+            exit_codes={0: "shown", 2: "no EDF, or a base of it is missing"},
+        ),
     )
     effective.add_argument("file", metavar="FILE", help="an EDF")
     for verb in (check, effective):
@@ -161,7 +185,18 @@ def parser() -> argparse.ArgumentParser:
     render = verbs.add_parser(
         "render",
         help="write the EDF that pins an image",
-        description="Write the EDF that pins an image at a site; for a family without a version, its settings alone.",
+        **explained(
+            "Write the EDF that pins an image at a site; for a family without a version, its settings alone.",
+            examples={
+                "apertus-nemo edf render gh200 --site clariden": "the settings",
+                "apertus-nemo edf render gh200-1.0.0 --site clariden --image HOST/NAME@sha256:HEX -o ~/.edf": "",
+            },
+            exit_codes={
+                0: "written",
+                2: "no such image or site, or an image that pins nothing or is not what it says",
+                3: "an image that is unbuilt, or a folder that cannot be written",
+            },
+        ),
     )
     render.add_argument("image", metavar="IMAGE", help="FAMILY-VERSION, as gh200-1.0.0, or FAMILY")
     render.add_argument(
@@ -180,7 +215,11 @@ def parser() -> argparse.ArgumentParser:
     explain = verbs.add_parser(
         "explain",
         help="say what a key, setting, annotation or rule is for",
-        description="Say what a key, a setting, an annotation or a rule is for, why, and who says so.",
+        **explained(
+            "Say what a key, a setting, an annotation or a rule is for, why, and who says so.",
+            examples={"apertus-nemo edf explain": "all names", "apertus-nemo edf explain NCCL_CROSS_NIC": ""},
+            exit_codes={0: "explained", 2: "there is no such name"},
+        ),
     )
     explain.add_argument("key", nargs="?", metavar="NAME", help="without it: all names")
     return parser

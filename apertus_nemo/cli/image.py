@@ -63,10 +63,20 @@ def usage() -> str:
     lines = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in SUBCOMMANDS.items())
     return f"""usage: apertus-nemo image SUBCOMMAND ...
 
-Container images: what they hold, pinned by digest, and as files that Enroot, Pyxis and the Container Engine start.
+Container images: what is in them, pinned by digest, and as files that a cluster starts.
 
 subcommands:
 {lines}
+
+examples:
+  apertus-nemo image pull gh200-1.0.0 --output images
+  apertus-nemo image check images/cpu-1.0.0-1da79e64f3b1.sqsh
+
+exit codes:
+  0  done
+  1  something is not what its digest, its lock or its sidecar says
+  2  no such image, or something malformed
+  3  a registry or the disk refuses, or a tool is missing
 
 `apertus-nemo image SUBCOMMAND --help` explains one.
 """

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from apertus_nemo.cli.arguments import explained
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand; 0 when the file is as it was made. A changed one leaves as Differs."""
@@ -34,7 +36,16 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
-        prog="apertus-nemo image check", description="Read every byte of a .sqsh file and hold it against its sidecar."
+        prog="apertus-nemo image check",
+        **explained(
+            "Read every byte of a .sqsh file and hold it against its sidecar.",
+            examples={"apertus-nemo image check images/cpu-1.0.0-1da79e64f3b1.sqsh": ""},
+            exit_codes={
+                0: "as it was made",
+                1: "changed: the bytes are named",
+                2: "no sidecar, or none that can be read; no squashfs file",
+            },
+        ),
     )
     options.add_argument("file", type=Path, metavar="FILE", help="a file that `image pull` made")
     options.add_argument("--sha256", metavar="HEX", help="what its SHA-256 must be, from a lock or a record")

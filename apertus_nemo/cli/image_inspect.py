@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from apertus_nemo.cli.arguments import explained
+
 if TYPE_CHECKING:
     from apertus_nemo.image.layout import Image
     from apertus_nemo.image.oci import Platform
@@ -87,7 +89,20 @@ def printable(text: str) -> str:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
-        prog="apertus-nemo image inspect", description="Print what an image is, without fetching its layers."
+        prog="apertus-nemo image inspect",
+        **explained(
+            "Print what an image is, without fetching its layers.",
+            examples={
+                "apertus-nemo image inspect gh200-1.0.0": "",
+                "apertus-nemo image inspect layouts/cpu:1.0.0 --platform linux/arm64": "an OCI image layout",
+            },
+            exit_codes={
+                0: "printed",
+                1: "a document is not what its digest says",
+                2: "no such image, none for this platform, or something malformed",
+                3: "the registry cannot be reached or refuses",
+            },
+        ),
     )
     options.add_argument(
         "image", metavar="IMAGE", help="a version, HOST/NAME:TAG, HOST/NAME@DIGEST, or an OCI image layout: FOLDER:TAG"

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from apertus_nemo.cli.arguments import explained
+
 
 def main(arguments: Sequence[str]) -> int:
     """0 written or equal, 1 where --check finds differences. Errors leave as ApertusError."""
@@ -61,8 +63,19 @@ def parser() -> argparse.ArgumentParser:
     """The options of the subcommand."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo image lock",
-        description="Resolve the definition of a family of images into its lock: every package, with version and hash.",
-        epilog="Exit code: 0 written or equal, 1 --check found a difference, 2 wrong input, 3 a mirror is missing.",
+        **explained(
+            "Resolve the definition of a family of images into its lock: every package, with version and hash.",
+            examples={
+                "apertus-nemo image lock cpu": "writes containers/cpu/lock.json",
+                "apertus-nemo image lock gh200 --check --offline": "is the lock of this definition?",
+            },
+            exit_codes={
+                0: "written, or equal",
+                1: "--check: a difference",
+                2: "no such family, or a definition that is wrong",
+                3: "a mirror cannot be reached, or a tool is missing",
+            },
+        ),
     )
     parser.add_argument("family", metavar="FAMILY", help="a folder of containers/")
     parser.add_argument("--check", action="store_true", help="write nothing; say what would be written otherwise")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apertus_nemo.cli.arguments import explained
 from apertus_nemo.cli.image_inspect import printable
 
 
@@ -69,7 +70,20 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
-        prog="apertus-nemo image pull", description="Bring an image from a registry, checked, as a squashfs file."
+        prog="apertus-nemo image pull",
+        **explained(
+            "Bring an image from a registry, checked, as a squashfs file.",
+            examples={
+                "apertus-nemo image pull gh200-1.0.0 --output images": "a version, by the digest of its release",
+                "apertus-nemo image pull 127.0.0.1:5000/apertus/cpu:1.0.0": "a reference",
+            },
+            exit_codes={
+                0: "done",
+                1: "something that came, or is there, is not what its digest says",
+                2: "no such image or platform, or something malformed",
+                3: "the registry or the disk refuses, or mksquashfs is missing",
+            },
+        ),
     )
     options.add_argument(
         "image", metavar="IMAGE", help="a version such as gh200-1.0.0, or HOST/NAME:TAG, HOST/NAME@DIGEST"

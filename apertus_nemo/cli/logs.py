@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apertus_nemo.cli.arguments import explained
+
 if TYPE_CHECKING:
     from apertus_nemo.audit.rank_logs import Ended, Line
 
@@ -66,8 +68,18 @@ def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo logs",
-        description="Print what the ranks of a run wrote, by attempt and rank.",
-        epilog="Exit code: 0 printed, 2 there is no such run, attempt or rank.",
+        **explained(
+            "Print what the ranks of a run wrote, by attempt and rank.",
+            examples={
+                "apertus-nemo logs runs/mine -n 20": "the last lines of each rank, of the last attempt",
+                "apertus-nemo logs runs/mine --attempt 0 --rank 1": "",
+                "apertus-nemo logs runs/mine --follow": "as lines come, until the run ends",
+            },
+            exit_codes={
+                0: "printed; a run that was followed has ended, however it did",
+                2: "there is no such run, attempt or rank",
+            },
+        ),
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--attempt", type=_count, metavar="N", help="of this attempt, from 0 (default: the last one)")

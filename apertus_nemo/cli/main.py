@@ -11,24 +11,37 @@ import os
 import sys
 from collections.abc import Sequence
 
-# verb -> (module, one line of help)
-VERBS = {
-    "train": ("apertus_nemo.cli.train", "train a recipe on this machine"),
-    "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
-    "plan": ("apertus_nemo.cli.plan", "say what a run will need and do, before the queue"),
-    "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
-    "convert": ("apertus_nemo.cli.convert", "bring a checkpoint into the form that transformers loads"),
-    "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
-    "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
-    "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
-    "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
-    "runs": ("apertus_nemo.cli.runs", "list runs: how each does, and what went wrong last"),
-    "logs": ("apertus_nemo.cli.logs", "print what the ranks of a run wrote"),
-    "report": ("apertus_nemo.cli.report", "show a run, or several side by side, in one HTML file"),
-    "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
-    "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
-    "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),
+# what people do -> verb -> (module, one line of help)
+GROUPS = {
+    "train, and look": {
+        "train": ("apertus_nemo.cli.train", "train a recipe on this machine; go on after a stop or a kill"),
+        "runs": ("apertus_nemo.cli.runs", "list runs: how each does, and what went wrong last"),
+        "logs": ("apertus_nemo.cli.logs", "print what the ranks of a run wrote"),
+        "report": ("apertus_nemo.cli.report", "show a run, or several side by side, in one HTML file"),
+    },
+    "prove": {
+        "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
+        "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
+        "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
+        "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
+    },
+    "plan a run": {
+        "show": ("apertus_nemo.cli.show", "print a recipe, resolved, and where each value came from"),
+        "plan": ("apertus_nemo.cli.plan", "say what a run will need and do, before the queue"),
+    },
+    "data and weights": {
+        "data": ("apertus_nemo.cli.data", "build training data from text, and verify it"),
+        "convert": ("apertus_nemo.cli.convert", "bring a checkpoint into the form that transformers loads"),
+    },
+    "images, and the files that start them": {
+        "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),
+        "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
+    },
+    "this command": {
+        "completion": ("apertus_nemo.cli.completion", "print what completes these commands in a shell"),
+    },
 }
+VERBS = {verb: place for group in GROUPS.values() for verb, place in group.items()}
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -39,20 +52,30 @@ _LONG_LINE = 2000  # characters
 def usage() -> str:
     """The help of the command itself."""
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items())
-    return f"""usage: apertus-nemo VERB ...
+    verbs = "\n\n".join(
+        "\n".join([f"{what}:", *(f"  {verb:{width}}  {text}" for verb, (_, text) in group.items())])
+        for what, group in GROUPS.items()
+    )
+    return f"""usage: apertus-nemo VERB [ARGUMENT ...]
 
-Trains Apertus language models so that any run can be repeated bit for bit.
+Trains Apertus language models so that any run can be done again bit for bit, and proves that it was.
 
-verbs:
+begin with:
+  apertus-nemo train                          a small model, on this machine's CPU, in a minute or two
+  apertus-nemo relaunch runs/tiny_pretrain-1  the same again from its record alone, and the proof
+
 {verbs}
 
-`apertus-nemo VERB --help` explains a verb. `apertus-nemo train` without anything else trains a small
-model on the text that comes with Python.
-
 options:
-  --help     print this
+  --help     print this; `apertus-nemo VERB --help` explains a verb, with examples
   --version  print the version
+
+exit codes:
+  0  done
+  1  the verdict is "different" or "changed"
+  2  the input is wrong: one line says what, where, and what to do
+  3  this machine, or a place it wants, cannot do it
+  4  our own fault
 """
 
 
@@ -86,6 +109,8 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stderr.write(usage())
         return 2
     verb, *rest = arguments
+    if verb == "help" and rest:
+        verb, *rest = [*rest, "--help"]
     if verb in ("--help", "-h", "help"):
         sys.stdout.write(usage())
         return 0

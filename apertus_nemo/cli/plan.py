@@ -74,7 +74,20 @@ def _ranks(text: str) -> list[int]:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = recipe_parser("plan", "Say what a run will need and do, before the queue: nothing is built or started.")
+    parser = recipe_parser(
+        "plan",
+        "Say what a run will need and do, before the queue; nothing is started.",
+        examples={
+            "apertus-nemo plan": "of the default recipe",
+            "apertus-nemo plan recipe=apertus_8b_pretrain --mfu 0.33": "with time, GPU hours and energy",
+            "apertus-nemo plan parallel=tp2 --build 0,1": "Megatron's own model of two ranks, held against the plan",
+        },
+        exit_codes={
+            0: "it can work",
+            2: "it cannot: the recipe is refused, or the plan is printed and then why it cannot work",
+            3: "--build: a package is missing",
+        },
+    )
     parser.add_argument("--gpu", default="gh200", metavar="NAME", help="gh200 (default) or h100")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--tokens-per-s", type=float, metavar="N", help="throughput of one GPU: adds time and energy")

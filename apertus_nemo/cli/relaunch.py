@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apertus_nemo.cli.arguments import explained
 from apertus_nemo.errors import InputError
 
 
@@ -107,9 +108,20 @@ def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo relaunch",
-        description="Do a run again from its record alone, and compare: identical, or the first difference.",
-        epilog="Exit code: 0 identical, 1 different, 2 a broken record, 3 refused: something pinned is not as it was.",
-        allow_abbrev=False,
+        **explained(
+            "Do a run again from its record alone, and compare: identical, or the first difference.",
+            examples={
+                "apertus-nemo relaunch runs/mine": "in a folder of its own below runs/",
+                "apertus-nemo relaunch runs/mine --run-dir runs/again --trust": "also where its code is another",
+                "apertus-nemo relaunch runs/mine --allow packages.numpy": "let one package differ, on record",
+            },
+            exit_codes={
+                0: "identical",
+                1: "different: the first difference is named",
+                2: "not a run directory, a changed record, or other code without --trust",
+                3: "refused: something pinned is not as it was; or the run could not be done here",
+            },
+        ),
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the new run is kept (default: runs/NAME-N)")

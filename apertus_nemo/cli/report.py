@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from apertus_nemo.cli.arguments import explained
+
 
 def main(arguments: Sequence[str]) -> int:
     """0 when the report is made, whatever it says. Errors leave as ApertusError, wrong usage as SystemExit(2)."""
@@ -51,10 +53,19 @@ def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo report",
-        description="Show a run, or several side by side, in one HTML file that needs no network.",
-        epilog="Exit code: 0 made, whatever the verdicts in it; 2 not the record of a run, or wrong usage; "
-        "3 a place that cannot be reached or written.",
-        allow_abbrev=False,
+        **explained(
+            "Show a run, or several side by side, in one HTML file that needs no network.",
+            examples={
+                "apertus-nemo report runs/mine": "writes runs/mine/report.html",
+                "apertus-nemo report runs/a runs/b -o both.html": "two, compared",
+                "apertus-nemo report runs/mine --steps 1000-2000": "these steps, finer",
+            },
+            exit_codes={
+                0: "made, whatever the verdicts in it",
+                2: "not the record of a run, or a file in the way",
+                3: "a place that cannot be written or reached, or wants a package that is not installed",
+            },
+        ),
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or the URL of a copy")
     parser.add_argument(

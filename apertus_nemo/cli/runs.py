@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from apertus_nemo.cli.arguments import explained
+
 DEFAULT = Path("runs")
 
 
@@ -32,8 +34,14 @@ def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
     parser = argparse.ArgumentParser(
         prog="apertus-nemo runs",
-        description="List runs: how each does, how far it is, and what went wrong last.",
-        epilog="Exit code: 0 listed (a record that cannot be read is a line, too), 2 a folder is not there.",
+        **explained(
+            "List runs: how each does, how far it is, and what went wrong last.",
+            examples={
+                "apertus-nemo runs": "those in the folder runs",
+                "apertus-nemo runs runs/mine sweeps --json": "one, and those of another folder",
+            },
+            exit_codes={0: "listed, also those that cannot be read, also none", 2: "a folder is not there"},
+        ),
     )
     parser.add_argument(
         "folders",

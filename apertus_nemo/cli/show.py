@@ -35,7 +35,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = recipe_parser("show", "Print a recipe, resolved, and where each value came from.")
+    parser = recipe_parser(
+        "show",
+        "Print a recipe, resolved, and where each value came from.",
+        examples={
+            "apertus-nemo show": "the default recipe",
+            "apertus-nemo show parallel=tp2 optim.lr=2e-3": "as train with the same words would run it",
+            "apertus-nemo show recipe=apertus_8b_pretrain data.path=corpora --json": "for machines",
+        },
+        exit_codes={
+            0: "printed, and it could run",
+            2: "an override or a file is wrong, or values do not fit each other",
+        },
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
     return parser
 

@@ -54,7 +54,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the verb."""
-    parser = recipe_parser("train", "Train a recipe on this machine.", EPILOG)
+    parser = recipe_parser(
+        "train",
+        "Train a recipe on this machine; go on with a run that was stopped or killed.",
+        examples={
+            "apertus-nemo train": "a small model on the text that comes with Python, in runs/tiny_pretrain-1",
+            "apertus-nemo train optim.lr=2e-3 trainer.max_steps=20 --run-dir runs/mine": "two choices, and a place",
+            "apertus-nemo train --resume runs/mine": "go on, at the exact batch",
+            "apertus-nemo train optim.lr=1e-3,2e-3 --multirun": "one run for each value",
+        },
+        exit_codes={
+            0: "trained to the last step, or stopped as asked with a checkpoint: the last line says which",
+            1: "the data are not what their manifest says, or a step done again is not what was logged",
+            2: "the recipe, an override, a folder or the data are wrong; nothing was started",
+            3: "this machine cannot do it: disk full, a rank killed or hanging; or a loss that is not finite",
+        },
+        more=EPILOG,
+    )
     parser.add_argument(
         "--run-dir",
         type=Path,

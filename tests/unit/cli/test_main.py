@@ -43,7 +43,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     output = capsys.readouterr()
-    assert (output.out, output.err.splitlines()[0]) == ("", "usage: apertus-nemo VERB ...")
+    assert (output.out, output.err.splitlines()[0]) == ("", "usage: apertus-nemo VERB [ARGUMENT ...]")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
