@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "Say what a run will need and do, before the queue; nothing is started.",
         examples={
             "apertus-nemo plan": "of the default recipe",
-            "apertus-nemo plan recipe=apertus_8b_pretrain --mfu 0.33": "with time, GPU hours and energy",
+            "apertus-nemo plan model=apertus_8b parallel=apertus_8b trainer=gpu trainer.devices=4": "8B on four GPUs",
             "apertus-nemo plan parallel=tp2 --build 0,1": "Megatron's own model of two ranks, held against the plan",
         },
         exit_codes={

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         examples={
             "apertus-nemo show": "the default recipe",
             "apertus-nemo show parallel=tp2 optim.lr=2e-3": "as train with the same words would run it",
-            "apertus-nemo show recipe=apertus_8b_pretrain data.path=corpora --json": "for machines",
+            "apertus-nemo show recipe=tiny_stages --json": "for machines",
         },
         exit_codes={
             0: "printed, and it could run",
