@@ -15,6 +15,7 @@ from apertus_nemo.image.definition import Definition, read_definition
 from apertus_nemo.image.families import containers_folder, family_names
 from apertus_nemo.image.lock import ImageLock, differences, parse_lock, read_lock, stale
 from apertus_nemo.image.python_packages import normal, parse_requirements
+from apertus_nemo.record.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -76,14 +77,27 @@ def test_what_is_not_known_of_the_gh200_base_is_said_with_its_reason() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout, as far as locks look at one."""
+    """A checkout, as far as locks look at one: requirements, and a project that wants what the lock holds."""
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nrequires-python = "==3.11.*"\ndependencies = [\n    "numpy<2",\n    "rfc8785",\n]\n'
+    )
     return tmp_path
 
 
+def resolved_from(root: Path) -> tuple[Definition, ImageLock]:
+    """The cpu image's, as if it had been resolved from `root` just now, whatever the committed one is of."""
+    definition, committed = both("cpu")
+    tree: dict[str, Any] = json.loads(committed.to_bytes())
+    for platform, entry in tree["platforms"].items():
+        files = (*definition.requirements[platform], definition.installer)
+        entry["requirements"] = {file: file_sha256(root / file) for file in files}
+    tree["definition_digest"] = f"sha256:{definition.digest}"
+    return definition, parse_lock(json.dumps(tree).encode(), what="lock.json")
+
+
 def test_another_requirement_definition_or_dependency_makes_a_lock_stale(root: Path) -> None:
-    definition, lock = both("cpu")
+    definition, lock = resolved_from(root)
     assert stale(lock, definition, root) == []
     text = (containers_folder() / "cpu" / "image.toml").read_text()
     (root / "image.toml").write_text(text.replace('"tzdata"', '"tzdata", "git"'))
@@ -97,12 +111,15 @@ def test_another_requirement_definition_or_dependency_makes_a_lock_stale(root: P
 
 
 def test_a_dependency_that_the_lock_lacks_makes_it_stale(root: Path) -> None:
-    definition, lock = both("cpu")
+    definition, lock = resolved_from(root)
     project = (root / "pyproject.toml").read_text()
     (root / "pyproject.toml").write_text(project.replace('    "rfc8785",', '    "rfc8785>=9",\n    "lz4",', 1))
-    for platform in lock.platforms:
-        assert f"{platform}: apertus-nemo wants lz4, which it does not hold" in stale(lock, definition, root)
-    assert any("wants rfc8785 >=9, it holds" in line for line in stale(lock, definition, root))
+    held = next(one.version for one in lock.python("linux/amd64") if one.name == "rfc8785")
+    assert stale(lock, definition, root) == [
+        f"{platform}: apertus-nemo wants {text}"
+        for platform in lock.platforms
+        for text in ("lz4, which it does not hold", f"rfc8785 >=9, it holds {held}")
+    ]
 
 
 def test_differences_are_named_by_package() -> None:
