@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from figures import Figure, finish
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -34,6 +36,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--layouts", nargs="+", default=["one", "tp2", "dp2"], help="(default: one tp2 dp2)")
     parser.add_argument("--cache", type=Path, help="folder of the corpus, to be kept (default: made anew)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     layouts = options.layouts
     per_layout = [-(-(options.kills - 2 * index) // (2 * len(layouts))) for index in range(len(layouts))]
@@ -55,7 +58,7 @@ def main() -> int:
                 except Exception as error:
                     failure = f"{layout} run {number}, {kills}: {type(error).__name__}: {error}"
                     failures.append(failure)
-                    print(failure, flush=True)
+                    print(failure, file=sys.stderr, flush=True)
                 for kill in kills:
                     done[layout, CLASS_OF[kill.moment]] += 1
                     good[layout, CLASS_OF[kill.moment]] += not failure
@@ -65,18 +68,20 @@ def main() -> int:
                 shutil.rmtree(place, ignore_errors=True)
                 so_far = f"{sum(done.values())} kills, {len(failures)} runs that failed"
                 print(f"{so_far}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    print(f"{'kills survived':20}" + "".join(f"{layout:>12}" for layout in layouts) + f"{'all':>12}")
+    told = sys.stderr if options.json else sys.stdout
+    print(f"{'kills survived':20}" + "".join(f"{layout:>12}" for layout in layouts) + f"{'all':>12}", file=told)
     for title in [*CLASSES, "all"]:
         cells = [
             f"{sum(good[a, c] for a in ls for c in cs)} of {sum(done[a, c] for a in ls for c in cs)}"
             for ls in [*([layout] for layout in layouts), layouts]
             for cs in [list(CLASSES) if title == "all" else [title]]
         ]
-        print(f"{title:20}" + "".join(f"{cell:>12}" for cell in cells))
-    print("killed: " + ", ".join(f"{count} times {name}" for name, count in sorted(whom.items())))
-    met = not failures and sum(done.values()) >= options.kills
-    print(f"goal (all of {options.kills}): {'met' if met else 'MISSED'}", file=sys.stderr)
-    return 0 if met else 1
+        print(f"{title:20}" + "".join(f"{cell:>12}" for cell in cells), file=told)
+    print("killed: " + ", ".join(f"{count} times {name}" for name, count in sorted(whom.items())), file=told)
+    kills = sum(done.values())
+    survived = 100.0 * sum(good.values()) / kills
+    what = f"of {kills} kills (SIGKILL), those after which a run ended as the undisturbed one"
+    return finish([Figure.of(what, [survived], unit="%", at_least=100.0)], as_json=options.json)
 
 
 if __name__ == "__main__":

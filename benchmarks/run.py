@@ -28,6 +28,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "aliasing": ["--pairs", "10"],
     "throughput": ["--steps", "12"],
     "first_step": ["--pairs", "1"],
+    "record_cost": ["--pairs", "10"],
+    "kills": ["--kills", "6"],
 }
 
 

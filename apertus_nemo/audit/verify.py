@@ -22,7 +22,7 @@ from typing import Any
 from apertus_nemo.audit.chain import MAX_FINDINGS, Chain, read_chain
 from apertus_nemo.audit.compare import planned_steps
 from apertus_nemo.audit.finding import Finding
-from apertus_nemo.audit.trees import File, Manifest, hash_files, read_manifest
+from apertus_nemo.audit.trees import hash_files, read_manifest
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.attempts import FINISHED, OUTCOME, STOPPED, outcome_from_bytes
 from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
@@ -501,25 +501,16 @@ class _Verifier:
             self._find(f"{folder}/{name}", "is not in the manifest: it was added")
         for name in sorted(manifest.files.keys() - listed - set(others)):
             self._find(f"{folder}/{name}", "is missing, though the manifest names it")
-        for found in hash_files(
-            self._root / folder,
-            {name: entry["size_bytes"] for name, entry in manifest.files.items() if name in listed},
-        ):
-            self._one_of_manifest(folder, found, manifest)
+        sizes = {name: entry["size_bytes"] for name, entry in manifest.files.items() if name in listed}
+        for found in hash_files(self._root / folder, sizes, ordinary=True):
+            result.files += 1
+            result.size_bytes += found.size_bytes
+            if found.error or found.sha256 != manifest.files[found.name]["sha256"]:
+                self._find(f"{folder}/{found.name}", found.error or "has other bytes than the manifest says")
+            elif self._copied:
+                self._hashes[f"{folder}/{found.name}"] = found.sha256
         if len(result.findings) == before:
             result.checkpoints.append(step)
-
-    def _one_of_manifest(self, folder: str, found: File, manifest: Manifest) -> None:
-        entry = manifest.files[found.name]
-        name = f"{folder}/{found.name}"
-        self._result.files += 1
-        self._result.size_bytes += found.size_bytes
-        if found.error:
-            self._find(name, found.error)
-        elif found.sha256 != entry["sha256"]:
-            self._find(name, "has other bytes than the manifest says")
-        else:
-            self._hashes[name] = found.sha256
 
     def _was_found(self, file: str) -> bool:
         return any(finding.file == file for finding in self._result.findings)

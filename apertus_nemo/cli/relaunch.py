@@ -18,16 +18,14 @@ def main(arguments: Sequence[str]) -> int:
     """0 identical, 1 different; 2 a broken record or wrong usage, 3 refused: something pinned is not as it was."""
     options = parser().parse_args(arguments)
     from apertus_nemo.audit.relaunch import Record, Refused
+    from apertus_nemo.launch.resume import give_up
 
     record = Record.read(options.run)
     run_directory = _run_dir(options.run_dir, record.lock.tree["config"])
     try:
         code = _train(options, record, run_directory)
     except BaseException as error:
-        try:
-            run_directory.rmdir()  # only where nothing was written yet
-        except OSError:
-            pass
+        give_up(run_directory)
         if options.json and isinstance(error, Refused):
             found = [item.tree() for item in error.differences]
             print(json.dumps({"differences": found, "event": "refused"}, sort_keys=True), flush=True)

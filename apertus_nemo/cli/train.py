@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -133,6 +132,7 @@ def _train(
 ) -> None:
     """Train `resolved` in the folder; overrides: go on with what was begun there."""
     from apertus_nemo.launch import local
+    from apertus_nemo.launch.resume import give_up
     from apertus_nemo.launch.show import Display
 
     display = Display(quiet=quiet, as_json=as_json, stream=sys.stdout if as_json else None, environment=os.environ)
@@ -144,8 +144,7 @@ def _train(
             summary = local.train(resolved, run_directory, cache=cache, display=display, allow_dirty=allow_dirty)
     except BaseException:
         if not isinstance(resolved, list):
-            with contextlib.suppress(OSError):
-                run_directory.rmdir()  # only where nothing was written yet
+            give_up(run_directory)
         raise
     if as_json:
         event = "done" if summary.outcome == "already finished" else summary.outcome

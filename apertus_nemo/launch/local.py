@@ -38,6 +38,8 @@ from apertus_nemo.recipe.compose import ResolvedRecipe
 from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.attempts import FAILED, HUNG, KILLED
+from apertus_nemo.record.files import write_atomic
+from apertus_nemo.record.files import writing as writing_to
 from apertus_nemo.record.lock import RELAUNCH, PinnedData, PinnedSource, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
@@ -268,7 +270,8 @@ class _Ranks:
         begin = self._begin
         folder = begin.directory.attempt(begin.attempt)
         rendezvous = folder / "rendezvous"
-        rendezvous.unlink(missing_ok=True)
+        with writing_to(rendezvous):
+            rendezvous.unlink(missing_ok=True)
         base = rank_environment(self.run, os.environ)
         for rank, log in enumerate(self.logs):
             environment = {
@@ -291,7 +294,9 @@ class _Ranks:
             left_s = begin.limit.left_s(time.monotonic())
             attempt.append("-" if left_s is None else f"{left_s:.3f}")
             worker = ["-m", "apertus_nemo.training.worker", *attempt]
-            with log.open("wb") as output, signals_held():
+            with writing_to(log):
+                opened = log.open("wb")
+            with opened as output, signals_held():
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-P", *worker],  # -P: not the code that may lie in the current folder
@@ -351,7 +356,7 @@ class _Ranks:
 
 
 def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
-    path.write_text(json.dumps(dict(environment), indent=1, sort_keys=True) + "\n")
+    write_atomic(path, (json.dumps(dict(environment), indent=1, sort_keys=True) + "\n").encode())
 
 
 def run_ranks(run: RunConfig, start: Start, *, display: Display) -> Summary:

@@ -10,6 +10,7 @@ are gone, however they end.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -44,14 +45,37 @@ def claimed(folder: Path) -> Iterator[int]:
 
     Raises UnfitEnvironment where another process trains in it, or where the disk refuses.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    while True:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _lock(claim, folder)
+            if not _is_at(claim, folder):  # another start has made it and given it up meanwhile
+                continue
+            yield claim
+            return
+        finally:
+            os.close(claim)
+
+
+def _is_at(claim: int, folder: Path) -> bool:
+    """The folder that is held is still the one of this name."""
     try:
-        _lock(claim, folder)
-        yield claim
-    finally:
-        os.close(claim)
+        return os.path.samestat(os.fstat(claim), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
+def give_up(folder: Path) -> None:
+    """Remove a folder in which nothing was written yet, unless another start has it."""
+    with contextlib.suppress(OSError):
+        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rmdir()
+        finally:
+            os.close(claim)
 
 
 def _lock(claim: int, folder: Path) -> None:

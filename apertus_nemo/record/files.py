@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _REFUSED = {
@@ -25,6 +25,7 @@ _REFUSED = {
     errno.EROFS: "the file system is read-only",
 }
 _READ_BYTES = 2**20  # of one read when hashing
+_PROBE_BYTES = 2**20  # a disk with less than this is full for all that a run writes
 
 
 class FileEntry(TypedDict):
@@ -40,14 +41,63 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code = error.errno or 0
-        if code in _FULL:
-            message = f"could not write {path}: {_FULL[code]}; free some space, then run the command again"
-        elif code in _REFUSED:
-            message = f"could not write {path}: {_REFUSED[code]}; choose another folder or its permissions"
-        else:
-            message = f"could not write {path}: {error.strerror or error}"
-        raise UnfitEnvironment(message) from error
+        raise _refusal(path, error.errno or 0, error.strerror or str(error)) from error
+
+
+def _refusal(path: Path, code: int, reason: str) -> UnfitEnvironment:
+    if code in _FULL:
+        return UnfitEnvironment(f"could not write {path}: {_FULL[code]}; free some space, then run the command again")
+    if code in _REFUSED:
+        return UnfitEnvironment(f"could not write {path}: {_REFUSED[code]}; choose another folder or its permissions")
+    return UnfitEnvironment(f"could not write {path}: {reason}")
+
+
+@contextmanager
+def writing_for_others(path: Path) -> Iterator[None]:
+    """As `writing`, around code of others that writes below `path`, and loses the cause on the way.
+
+    torch's C++ writers say "iostream error" of a full disk. What the disk refuses is then found by trying.
+    """
+    try:
+        yield
+    except ApertusError:
+        raise
+    except Exception as error:
+        code = _full(error) or _refused_below(path)
+        if code is None:
+            raise
+        raise _refusal(path, code, "") from error
+
+
+def _full(error: BaseException | None) -> int | None:
+    """errno of a full disk among the causes of an error; by its text where a writer was a process of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error.errno
+        for code in _FULL:
+            if f"[Errno {code}] {os.strerror(code)}" in str(error):
+                return code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refused_below(path: Path) -> int | None:
+    """errno of a disk that does not take a file of 1 MiB below `path`; None where it does."""
+    folder = Path(path)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    probe = folder / f".probe.{os.getpid()}-{os.urandom(6).hex()}.partial"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(descriptor, bytes(_PROBE_BYTES))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(probe)
+    except OSError as refused:
+        return refused.errno if refused.errno in _FULL or refused.errno in _REFUSED else None
+    return None
 
 
 @contextmanager

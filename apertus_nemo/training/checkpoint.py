@@ -19,7 +19,7 @@ from apertus_nemo.recipe.schema import TrainerConfig
 from apertus_nemo.record.canonical import dumps, sha256_hex
 from apertus_nemo.record.checkpoint_list import CheckpointList, Made, read_list, to_prune, write_list
 from apertus_nemo.record.checkpoints import MANIFEST, MANIFEST_VERSION, committed_steps, manifest_of
-from apertus_nemo.record.files import sync_folder, tree_manifest, write_atomic, writing
+from apertus_nemo.record.files import sync_folder, tree_manifest, write_atomic, writing, writing_for_others
 from apertus_nemo.record.run_dir import RunDirectory
 
 
@@ -43,7 +43,8 @@ def save_checkpoint(
         shutil.rmtree(partial)
     torch.distributed.barrier()
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-    trainer.strategy.save_checkpoint(state, partial)
+    with writing_for_others(partial):
+        trainer.strategy.save_checkpoint(state, partial)
     torch.distributed.barrier()
     if rank == 0:
         files = tree_manifest(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,4 +162,5 @@ def _end_pruning(run: RunConfig, directory: RunDirectory, *, attempt: int, step:
 def _warn(progress: Progress, text: str) -> None:
     """A line for the user that does not end the run; in the rank's log too."""
     progress.send("warning", text=text)
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk has no room for the rank's log
+        print(f"warning: {text}", file=sys.stderr, flush=True)

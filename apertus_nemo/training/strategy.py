@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
 from nemo.lightning.pytorch.strategies import MegatronStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from apertus_nemo.convert.unpickle import check_metadata, forced
 from apertus_nemo.errors import InputError
@@ -99,7 +100,10 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
         checkpoint["lr_schedulers"] = []
         checkpoint["optimizer"] = [self.optimizer_sharded_state_dict(metadata=metadata)]
         options = {**(storage_options or {}), "content_metadata": metadata}
-        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=options)
+        try:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=options)
+        except CheckpointException as error:  # torch's; no Exception, so that it would pass by everyone
+            raise RuntimeError(" ".join(str(error).split())) from error
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote into this run's sharding, whatever wrote it; collective.

@@ -24,6 +24,7 @@ from apertus_nemo.data.manifest import verify
 from apertus_nemo.data.mixture import corpora
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.recipe.typed import from_tree
+from apertus_nemo.record.files import writing_for_others
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.training import imports
@@ -40,34 +41,36 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     heart.beat(STARTING)
     progress = Progress.from_environment(environment)
     rank = int(environment["RANK"])
+    folder, attempt = Path(arguments[0]), int(arguments[1])
     try:
         if rank == 0:
-            _verify_data(Path(arguments[0]), Path(environment["APERTUS_CORPUS"]), heart)
+            _verify_data(folder, Path(environment["APERTUS_CORPUS"]), heart)
         imports.install()
         heart.beat()
-        from apertus_nemo.training.run import train_rank
-        from apertus_nemo.training.stopping import Stop
+        with writing_for_others(RunDirectory(folder).attempt(attempt)):
+            from apertus_nemo.training.run import train_rank
+            from apertus_nemo.training.stopping import Stop
 
-        left = None if arguments[4] == "-" else float(arguments[4]) - (time.monotonic() - began)
-        stop = Stop(time_s=left)
-        stop.listen()
-        train_rank(
-            Path(arguments[0]),
-            attempt=int(arguments[1]),
-            checkpoint_step=None if arguments[2] == "-" else int(arguments[2]),
-            environment=environment,
-            progress=progress,
-            heart=heart,
-            stop=stop,
-        )
-    except ApertusError as error:
-        progress.send("error", message=str(error), exit_code=error.exit_code, rank=rank)
-        traceback.print_exc()
-        return error.exit_code
+            left = None if arguments[4] == "-" else float(arguments[4]) - (time.monotonic() - began)
+            stop = Stop(time_s=left)
+            stop.listen()
+            train_rank(
+                folder,
+                attempt=attempt,
+                checkpoint_step=None if arguments[2] == "-" else int(arguments[2]),
+                environment=environment,
+                progress=progress,
+                heart=heart,
+                stop=stop,
+            )
     except Exception as error:
-        progress.send("error", message=f"{type(error).__name__}: {error}", exit_code=4, rank=rank)
-        traceback.print_exc()
-        return 4
+        ours = isinstance(error, ApertusError)
+        code = error.exit_code if isinstance(error, ApertusError) else 4
+        message = str(error) if ours else f"{type(error).__name__}: {error}"
+        progress.send("error", message=message, exit_code=code, rank=rank)
+        with contextlib.suppress(OSError):  # a full disk has no room for the rank's log
+            traceback.print_exc()
+        return code
     return 0
 
 
@@ -89,6 +92,7 @@ def _die_with_launcher(launcher: int) -> None:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:], os.environ)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # no interpreter shutdown: process groups and torch's threads have nothing left to do

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apertus_nemo.errors import ApertusError
 from tests.cases.training import run_steps
 
 _OPENED = {"state": "/states/", "checkpoint": "/checkpoint-step-", "start": "/"}
@@ -99,6 +100,27 @@ def counted(rank: int, world_size: int, **arguments: Any) -> dict[str, int]:
     return counts
 
 
+def filled(rank: int, world_size: int, *, moment: str, number: int, disk: str, **arguments: Any) -> dict[str, Any]:
+    """`run_steps` on a small disk, which is full from the `number`-th time on that the moment comes.
+
+    The answer is {"error", "exit_code"} where the run ended with an error of ours.
+    """
+    from tests.crash.small_disk import fill
+
+    left = [number]
+
+    def come() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            fill(disk)
+
+    watch(moment, come, arguments["folder"])
+    try:
+        return run_steps(rank, world_size, **arguments)
+    except ApertusError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+
+
 class _Death:
     """Kills this process, also from a process that it has forked; all ranks of the case where told to."""
 
@@ -172,9 +194,11 @@ def watch(moment: str, come: Callable[[], None], folder: str) -> None:
 
 
 def _is(moment: str, event: str, values: Any, folder: str, removing: bool) -> bool:
-    """The audit event is the moment; it is told before it happens."""
+    """The audit event is the moment; it is told before it happens. "open TEXT": a path with that text is opened."""
     if event == "open":
         path = str(values[0])
+        if moment.startswith("open "):
+            return path.startswith(folder) and moment[5:] in path.removeprefix(folder)
         return moment in _OPENED and path.startswith(folder) and _OPENED[moment] in path.removeprefix(folder)
     if event == "os.remove":
         return moment == "pruning" and removing

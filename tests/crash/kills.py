@@ -116,10 +116,10 @@ class Survivor:
         self.directory = begin(folder, self._overrides)
         self._lock_digest = RunLock.from_bytes(self.directory.lock.read_bytes(), what="it").digest
 
-    def attempt(self, kill: Kill | None, **more: Any) -> list[Any]:
+    def attempt(self, kill: Kill | None, *, function: str = "tests.cases.training:run_steps", **more: Any) -> list[Any]:
         """Go on from the newest whole checkpoint, to the kill or to the end; what the ranks answer at the end.
 
-        `more` goes to `run_steps`. Raises AssertionError.
+        `function` runs the steps, and gets `more`. Raises AssertionError.
         """
         directory, warnings = self.directory, list[str]()
         attempt, last = directory.new_attempt(), last_line(directory.steps)
@@ -136,7 +136,7 @@ class Survivor:
             **more,
         }
         if kill is None:
-            return self._parent.run("tests.cases.training:run_steps", world_size=self._ranks, arguments=arguments)
+            return self._parent.run(function, world_size=self._ranks, arguments=arguments)
         try:
             self._parent.run(
                 "tests.cases.crash:killed", world_size=self._ranks, arguments={**arguments, **kill.arguments()}

@@ -29,19 +29,26 @@ def shell(cache: Path, home: Path, **more: str) -> dict[str, str]:
 
 
 def apertus(
-    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float = 280.0
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    timeout_s: float = 280.0,
+    inside: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the process group is killed where it takes too long."""
-    with started(arguments, folder=folder, environment=environment) as process:
+    with started(arguments, folder=folder, environment=environment, inside=inside) as process:
         out, err = process.communicate(timeout=timeout_s)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @contextmanager
 def started(
-    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], inside: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """A running command; on the way out it and every rank that it has left are killed.
+
+    `inside`: a command that becomes this one.
 
     The checkout under test may have changes: `train` is told to keep them.
     """
@@ -49,7 +56,7 @@ def started(
         arguments = ["train", "--allow-dirty", *arguments[1:]]
     folder.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*inside, *COMMAND, *arguments],
         cwd=folder,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
