@@ -17,6 +17,8 @@ SUBCOMMANDS = {
     "pull": ("apertus_nemo.cli.image_pull", "bring an image from a registry, checked, as a squashfs file"),
     "check": ("apertus_nemo.cli.image_check", "read every byte of a squashfs file and say whether it is as made"),
     "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
+    "list": ("apertus_nemo.cli.image_list", "list families and versions: what is in each, for which machine"),
+    "diff": ("apertus_nemo.cli.image_diff", "say what changed between two images, and what it may do"),
     "lock": ("apertus_nemo.cli.image_lock", "resolve a definition: every package, with version and hash"),
 }
 
