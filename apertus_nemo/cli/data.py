@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
             examples={
                 "apertus-nemo data build --input 'texts/*.jsonl' --train-bpe 8000 --output corpus": "a tokenizer too",
                 "apertus-nemo data build --input s3://bucket/a.jsonl.gz --tokenizer Apertus-8B --output corpus": "",
+                "apertus-nemo data build --format chat --input a.jsonl --tokenizer T --output talks": "to tune on",
             },
             exit_codes=BUILD_CODES,
         ),
@@ -65,8 +66,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--input", action="append", required=True, metavar="PATH", help="file, glob or fsspec URL; may be given again"
     )
-    build.add_argument("--format", choices=("text", "jsonl"), help="default: by each file's name")
-    build.add_argument("--text-key", default="text", metavar="KEY", help="key of a JSONL record's text (default: text)")
+    build.add_argument(
+        "--format",
+        choices=("text", "jsonl", "chat"),
+        help="chat: conversations, as JSONL; default: text or JSONL by each file's name",
+    )
+    build.add_argument(
+        "--text-key", metavar="KEY", help="key of a JSONL record's text (default: text), or of its messages (messages)"
+    )
     kind = build.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tokenizer", type=Path, metavar="PATH", help="Hugging Face folder, or its tokenizer.json")
     kind.add_argument("--train-bpe", type=int, metavar="VOCAB_SIZE", help="train a byte-level BPE on the text")
@@ -78,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         default="text",
         help="what `</s>` in a document becomes: text (default), or the token",
     )
+    build.add_argument("--date", metavar="YYYY-MM-DD", help="chat: of the default system turn")
+    build.add_argument("--max-tokens", type=int, metavar="N", help="chat: refuse conversations of more tokens")
+    build.add_argument("--drop-longer", action="store_true", help="chat: leave them out instead, and count them")
     build.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     build.add_argument("--force", action="store_true", help="replace DIR if it is a built corpus")
     build.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -103,7 +113,8 @@ def _build(options: argparse.Namespace) -> int:
 
     if options.train_bpe is not None and (options.bos or options.eos):
         raise InputError("--bos and --eos choose tokens of --tokenizer; a trained one has <s> and </s>")
-    found = sources.find(options.input, format=options.format)
+    chat = _chat_options(options)
+    found = sources.find(options.input, format=options.format if chat is None else "jsonl")
     sizes = [source.size_bytes for source in found]
     bar = _Bar(sum(size for size in sizes if size is not None) if None not in sizes else None)
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up as after Ctrl-C
@@ -113,7 +124,8 @@ def _build(options: argparse.Namespace) -> int:
             options.output,
             tokenizer=options.tokenizer,
             train_bpe=options.train_bpe,
-            text_key=options.text_key,
+            text_key=options.text_key or ("text" if chat is None else "messages"),
+            chat=chat,
             special_tokens=options.special_tokens,
             bos=options.bos,
             eos=options.eos,
@@ -127,6 +139,25 @@ def _build(options: argparse.Namespace) -> int:
         bar.close()
     _print(options, manifest, "built")
     return 0
+
+
+def _chat_options(options: argparse.Namespace) -> Any:
+    """`build.ChatOptions`, or None for documents of text."""
+    from apertus_nemo.data.build import ChatOptions
+    from apertus_nemo.errors import InputError
+
+    if options.format != "chat":
+        for name in ("date", "max_tokens", "drop_longer"):
+            if getattr(options, name) not in (None, False):
+                raise InputError(f"--{name.replace('_', '-')} belongs to --format chat")
+        return None
+    if options.special_tokens != "text":
+        raise InputError("--special-tokens parse: what a turn says is text; leave it out with --format chat")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise InputError(f"--max-tokens is {options.max_tokens}: it must be at least 1")
+    if options.drop_longer and options.max_tokens is None:
+        raise InputError("--drop-longer needs --max-tokens: longer than what?")
+    return ChatOptions(options.date, options.max_tokens, options.drop_longer)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -147,6 +178,7 @@ def _print(options: argparse.Namespace, manifest: Any, done: str) -> None:
             "documents": manifest.documents,
             "empty_documents": manifest.empty_documents,
             "tokens": manifest.tokens,
+            "chat": None if manifest.chat is None else vars(manifest.chat),
             "vocab_size": manifest.tokenizer.vocab_size,
             "files": {entry.path: f"sha256:{entry.sha256}" for entry in manifest.files},
         }
@@ -154,7 +186,14 @@ def _print(options: argparse.Namespace, manifest: Any, done: str) -> None:
         return
     skipped = f", {manifest.empty_documents:,} empty ones left out" if manifest.empty_documents else ""
     print(f"{done} {folder}: {len(manifest.files)} files")
-    print(f"  {manifest.documents:,} documents{skipped}, {manifest.tokens:,} tokens")
+    kind = "documents" if manifest.chat is None else "conversations"
+    print(f"  {manifest.documents:,} {kind}{skipped}, {manifest.tokens:,} tokens")
+    if manifest.chat is not None:
+        chat = manifest.chat
+        dropped = f", {chat.dropped:,} longer than {chat.max_tokens:,} left out" if chat.dropped else ""
+        print(
+            f"  {chat.trained_tokens:,} of them trained; the longest conversation has {chat.longest_tokens:,}{dropped}"
+        )
     print(f"  vocabulary {manifest.tokenizer.vocab_size:,} ({manifest.tokenizer.kind} tokenizer)")
     print(f"  manifest digest sha256:{digest(manifest)}")
 

@@ -87,7 +87,7 @@ def stages(config: RunConfig) -> list[dict[str, Any]]:
             "position": stage.position,
             "sources": [
                 {"source": share.source or "all", "samples": round(share.samples), "epochs": round(share.epochs, 3)}
-                for share in mixture.shares(stage, found)
+                for share in mixture.shares(stage, found, packing=config.data.packing)
             ]
             if found
             else [],
@@ -99,13 +99,14 @@ def stages(config: RunConfig) -> list[dict[str, Any]]:
 def _sources(config: RunConfig) -> dict[str, Any]:
     """The sources by what their manifests say; empty while they are not built, or do not fit: training says why."""
     from apertus_nemo.data import mixture
-    from apertus_nemo.data.corpus import embedded_folder
+    from apertus_nemo.data.corpus import embedded_chat_folder, embedded_folder
     from apertus_nemo.errors import ApertusError
     from apertus_nemo.launch.local import default_cache
 
     try:
         if config.data.source == "embedded":
-            folder = embedded_folder(default_cache(os.environ) / "corpus", config.data.tokenizer_vocab_size)
+            place = embedded_chat_folder if config.data.kind == "chat" else embedded_folder
+            folder = place(default_cache(os.environ) / "corpus", config.data.tokenizer_vocab_size)
         else:
             folder = Path(config.data.path or "").expanduser()
         return dict(mixture.sources(config, folder))

@@ -18,20 +18,32 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apertus_nemo import __version__
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.data import tokenizer as tokenizers
+from apertus_nemo.data.chat_format import ChatEncoder
+from apertus_nemo.data.chat_rows import ChatReader
 from apertus_nemo.data.manifest import FileEntry, InputEntry, Manifest
-from apertus_nemo.data.sources import Reader, Source
+from apertus_nemo.data.sources import Reader, RowReader, Source
 from apertus_nemo.data.tokenizer import CorpusTokenizer
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.files import sync_folder, writing
 
 Progress = Callable[[str, int], None]  # (what is done, input bytes of this pass read so far)
 _BATCH_CHARACTERS = 1 << 20  # text handed to the tokenizer at once
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How conversations are encoded; see `chat_format.ChatEncoder`."""
+
+    date: str | None = None  # of the default system turn
+    max_tokens: int | None = None
+    drop_longer: bool = False
 
 
 def build(
@@ -44,6 +56,7 @@ def build(
     special_tokens: str = "text",
     bos: str | None = None,
     eos: str | None = None,
+    chat: ChatOptions | None = None,
     force: bool = False,
     progress: Progress = lambda what, size: None,
 ) -> Manifest:
@@ -55,6 +68,7 @@ def build(
         tokenizer: an existing tokenizer (see `tokenizer.read`); exactly one of this and `train_bpe`.
         train_bpe: vocabulary of a byte-level BPE to train on the text.
         text_key, special_tokens, bos, eos: see `sources.Reader` and `tokenizer.read`.
+        chat: the sources hold conversations, and become the tokens of the chat format; wants `tokenizer`.
         force: replace `output` if it is a built corpus.
         progress: called often.
 
@@ -64,12 +78,14 @@ def build(
     """
     if (tokenizer is None) == (train_bpe is None):
         raise InputError("give either a tokenizer or the size of one to train")
+    if chat is not None and tokenizer is None:
+        raise InputError("chat data take the tokenizer of the model that is tuned: give it with --tokenizer")
     output = Path(os.path.abspath(output))
     _check_output(output, force)
     if train_bpe is not None:
         tokenizers.check_vocab_size(train_bpe)
     with writing(output), _made_beside(output) as folder:
-        first = [Reader(source, text_key=text_key) for source in sources]
+        first: list[RowReader[Any]] = [Reader(source, text_key=text_key) for source in sources]
         second = first
         if train_bpe is not None:
             documents = _documents(first, "training the tokenizer", progress)
@@ -78,15 +94,23 @@ def build(
         else:
             assert tokenizer is not None
             chosen = tokenizers.read(tokenizer, special_tokens=special_tokens, bos=bos, eos=eos)
+        if chat is not None:
+            assert tokenizer is not None
+            encoder = ChatEncoder(chosen, of=str(tokenizer), **vars(chat))
+            first = second = [ChatReader(source, text_key=text_key) for source in sources]
+            encode: Callable[[list[Any]], list[list[int]]] = encoder.encode
+        else:
+            encode = chosen.encode
         documents = _documents(second, "tokenizing", progress)
-        count, tokens, dtype = _write_indexed(documents, chosen, folder / manifests.PREFIX)
+        vocab_size, prefix = chosen.info.vocab_size, folder / manifests.PREFIX
+        count, tokens, dtype = _write_indexed(documents, encode, vocab_size, prefix)
         for before, after in zip(first, second, strict=True):
             if before.sha256 != after.sha256:
                 raise InputError(f"{before.source.label} changed while it was read: build again")
         _write_tokenizer(folder / manifests.TOKENIZER, chosen)
         manifest = Manifest(
             files=_entries(folder),
-            tokenizer=chosen.info,
+            tokenizer=chosen.info if chat is None else encoder.tokenizer_info,
             documents=count,
             empty_documents=sum(reader.empty_documents for reader in second),
             tokens=tokens,
@@ -95,6 +119,7 @@ def build(
             text_key=text_key,
             special_tokens=special_tokens,
             built_with=versions(),
+            chat=None if chat is None else encoder.info,
         )
         (folder / manifests.MANIFEST).write_bytes(manifests.canonical(manifest))
         (folder / manifests.MANIFEST_SUM).write_bytes(manifests.sum_line(manifest))
@@ -148,7 +173,7 @@ def _made_beside(output: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _documents(readers: Sequence[Reader], what: str, progress: Progress) -> Iterator[str]:
+def _documents(readers: Sequence[RowReader[Any]], what: str, progress: Progress) -> Iterator[Any]:
     done = 0
     for reader in readers:
         for document in reader:
@@ -177,22 +202,24 @@ def _train(documents: Iterator[str], vocab_size: int, special_tokens: str) -> Co
         raise
 
 
-def _write_indexed(documents: Iterator[str], tokenizer: CorpusTokenizer, prefix: Path) -> tuple[int, int, str]:
+def _write_indexed(
+    documents: Iterator[Any], encode: Callable[[list[Any]], list[list[int]]], vocab_size: int, prefix: Path
+) -> tuple[int, int, str]:
     """Tokenize into prefix.bin and prefix.idx; (documents, tokens, dtype)."""
     writer: Any = None
     dtype, count, tokens = "", 0, 0
     for batch in _batches(documents):
-        sequences = tokenizer.encode(batch)
+        sequences = encode(batch)
         if writer is None:  # imported when the first text is good: a mistake in it is told at once
             megatron = _indexed_dataset()
-            kind = megatron.DType.optimal_dtype(tokenizer.info.vocab_size)
+            kind = megatron.DType.optimal_dtype(vocab_size)
             dtype = kind.__name__
             writer = megatron.IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind)
         for sequence in sequences:
             writer.add_document(sequence, [len(sequence)])
             count += 1
             tokens += len(sequence)
-    if writer is None:
+    if writer is None or not count:
         raise InputError("no document has any text: nothing to build")
     writer.finalize(f"{prefix}.idx")
     return count, tokens, dtype
@@ -211,8 +238,8 @@ def _indexed_dataset() -> Any:
         log.setLevel(level)
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(documents: Iterator[Any]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
     size = 0
     for document in documents:
         batch.append(document)

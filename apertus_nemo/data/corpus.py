@@ -1,6 +1,7 @@
-"""The embedded corpus: the documentation and sources that come with the running Python.
+"""The embedded data: text that comes with the running Python, and conversations of our own making.
 
     folder = embedded(cache_dir, vocab_size=4096)
+    folder = embedded_chat(cache_dir, vocab_size=4096)      # see chat_examples.py
 
 `pydoc_data.topics` (one document a topic) and the standard library's .py files (one document each),
 6 MB: some 1.6 million tokens at a vocabulary of 4096. Nothing is downloaded. The folder is built
@@ -16,11 +17,15 @@ import json
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from apertus_nemo.data import build as builder
+from apertus_nemo.data import chat_examples
 from apertus_nemo.data import manifest as manifests
+from apertus_nemo.data.chat_rows import KEY
 from apertus_nemo.data.sources import Source
 from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
 from apertus_nemo.record.files import writing
@@ -84,17 +89,42 @@ def embedded(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = l
     """
     documents = texts()
     folder = _folder(cache_dir, vocab_size, documents)
+    sources = [
+        Source(name, name, "text", lambda data=data: io.BytesIO(data), len(data))  # type: ignore[misc]
+        for name, data in documents
+    ]
+
+    def make() -> None:
+        builder.build(sources, folder, train_bpe=vocab_size, progress=progress)
+
+    return _built_once(cache_dir, folder, make)
+
+
+def embedded_chat(cache_dir: Path, vocab_size: int, *, progress: builder.Progress = lambda what, size: None) -> Path:
+    """The folder of the embedded conversations, with the embedded corpus' tokenizer; as `embedded` for the rest."""
+    text = embedded(cache_dir, vocab_size, progress=progress)
+    folder = _chat_folder(cache_dir, text)
+    data = chat_examples.examples()
+    source = Source("conversations.jsonl", "conversations.jsonl", "jsonl", lambda: io.BytesIO(data), len(data))
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory() as tokenizer:
+            for name, content in chat_examples.chat_tokenizer(text / manifests.TOKENIZER).items():
+                (Path(tokenizer) / name).write_bytes(content)
+            chat = builder.ChatOptions(date=chat_examples.DATE)
+            builder.build([source], folder, tokenizer=Path(tokenizer), text_key=KEY, chat=chat, progress=progress)
+
+    return _built_once(cache_dir, folder, make)
+
+
+def _built_once(cache_dir: Path, folder: Path, make: Callable[[], None]) -> Path:
     if not folder.exists():
         with writing(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
-        sources = [
-            Source(name, name, "text", lambda data=data: io.BytesIO(data), len(data))  # type: ignore[misc]
-            for name, data in documents
-        ]
         with _one_at_a_time(cache_dir / f".{folder.name}.lock"):
             if not folder.exists():
                 try:
-                    builder.build(sources, folder, train_bpe=vocab_size, progress=progress)
+                    make()
                 except InputError:
                     if not folder.exists():  # where locks do not work, another process may have been first
                         raise
@@ -113,6 +143,26 @@ def embedded_folder(cache_dir: Path, vocab_size: int) -> Path:
     return _folder(cache_dir, vocab_size, texts())
 
 
+def embedded_chat_folder(cache_dir: Path, vocab_size: int) -> Path:
+    """Where `embedded_chat` has it, or would build it. Raises InputError where the embedded corpus is not built."""
+    return _chat_folder(cache_dir, embedded_folder(cache_dir, vocab_size))
+
+
+def _chat_folder(cache_dir: Path, text: Path) -> Path:
+    identity = {
+        "builder": BUILDER_VERSION,
+        "packages": builder.versions(),
+        "corpus": manifests.digest(manifests.load(text)),
+        "conversations": hashlib.sha256(chat_examples.examples()).hexdigest(),
+        "date": chat_examples.DATE,
+    }
+    return cache_dir / f"embedded-chat-{_key(identity)}"
+
+
+def _key(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _folder(cache_dir: Path, vocab_size: int, documents: list[tuple[str, bytes]]) -> Path:
     """Named by everything that decides the bytes of what is inside."""
     identity = {
@@ -122,8 +172,7 @@ def _folder(cache_dir: Path, vocab_size: int, documents: list[tuple[str, bytes]]
         "vocab_size": vocab_size,
         "documents": [[name, hashlib.sha256(data).hexdigest()] for name, data in documents],
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir / f"embedded-{key}"
+    return cache_dir / f"embedded-{_key(identity)}"
 
 
 def _library_files(library: Path) -> Iterator[Path]:

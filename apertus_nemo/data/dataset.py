@@ -25,6 +25,7 @@ from apertus_nemo.data import manifest as manifests
 from apertus_nemo.data import mixture
 from apertus_nemo.data.blending import Blend, positions
 from apertus_nemo.data.build import sync_tree
+from apertus_nemo.data.chat_dataset import ChatDataset
 from apertus_nemo.data.goldfish import kept
 from apertus_nemo.data.mixture import SourceData
 from apertus_nemo.errors import UnfitEnvironment
@@ -121,7 +122,7 @@ def document_numbers(tokens: torch.Tensor, *, eod: int) -> torch.Tensor:
     return ended.cumsum(dim=-1) - ended
 
 
-def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDataset:
+def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDataset | ChatDataset:
     """The samples of a run, the same on each rank. Verify the corpora first (`manifest.verify`).
 
     With torch.distributed initialised, every rank must call it: rank 0 makes the index, the others wait.
@@ -136,6 +137,8 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
         UnfitEnvironment: the cache cannot be written, or is not seen by all ranks.
     """
     found = mixture.sources(run, corpus)
+    if run.data.kind == "chat":
+        return ChatDataset(run, found[""])  # it needs no index
     plan = StagePlan.from_config(run)
     choices = {
         "stages": [

@@ -74,6 +74,22 @@ class InputEntry:
 
 
 @dataclass(frozen=True)
+class ChatInfo:
+    """How conversations became tokens; see `chat_format.py`."""
+
+    format: str  # "apertus"
+    assistant_start_id: int  # begins what is trained
+    assistant_end_id: int  # the last token that is
+    date: str | None  # in the default system turn; None: no conversation needed it
+    default_systems: int  # conversations that got the default system turn
+    max_tokens: int | None  # longer ones were refused, or left out
+    dropped: int  # so many were left out
+    longest_tokens: int
+    longest_at: str  # input and line of the longest conversation
+    trained_tokens: int  # labels of the loss in all conversations
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is known of a built corpus."""
 
@@ -87,11 +103,15 @@ class Manifest:
     text_key: str  # key of a JSONL record that holds the text
     special_tokens: str  # "text": `</s>` in a document stays text; "parse": it becomes the token
     built_with: Mapping[str, str]  # package: version
+    chat: ChatInfo | None = None  # None: documents of text, and the manifest has no such key
 
 
 def canonical(manifest: Manifest) -> bytes:
     """The bytes of manifest.json."""
-    return dumps({"format": FORMAT, "version": VERSION, **to_tree(manifest), "built_with": dict(manifest.built_with)})
+    tree = {"format": FORMAT, "version": VERSION, **to_tree(manifest), "built_with": dict(manifest.built_with)}
+    if manifest.chat is None:
+        del tree["chat"]
+    return dumps(tree)
 
 
 def digest(manifest: Manifest) -> str:
@@ -203,6 +223,7 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
             "files": tuple(FileEntry(**entry) for entry in fields["files"]),
             "inputs": tuple(InputEntry(**entry) for entry in fields["inputs"]),
             "tokenizer": TokenizerInfo(**fields["tokenizer"]),
+            "chat": ChatInfo(**fields["chat"]) if "chat" in fields else None,
         }
     )
     paths = [entry.path for entry in manifest.files]

@@ -41,8 +41,19 @@ class SourceData:
         return (self.first, self.end) == (0, self.manifest.documents)
 
     def samples(self, seq_length: int) -> int:
-        """Samples of one epoch: each has seq_length tokens, and the label of the last one is the token after it."""
+        """Samples of one epoch: each has seq_length tokens, and the label of the last one is the token after it.
+
+        Of conversations: their number; packing makes fewer, which is for the dataset to say.
+        """
+        if self.manifest.chat is not None:
+            return self.manifest.documents
         return (self.tokens - 1) // seq_length
+
+    def epochs(self, samples: float, seq_length: int, *, packing: bool) -> float:
+        """How often so many samples read each token; of packed conversations at least so often."""
+        if self.manifest.chat is not None and not packing:
+            return samples / self.manifest.documents
+        return samples * seq_length / self.tokens
 
 
 def corpora(config: RunConfig, folder: Path) -> dict[str, Path]:
@@ -67,6 +78,7 @@ def sources(config: RunConfig, folder: Path) -> dict[str, SourceData]:
             loaded[name] = manifests.load(path)
         except InputError as error:
             raise InputError(f"{_of(name)}{error}") from None
+        _check_kind(path, loaded[name], config)
         _check_vocabulary(loaded[name], config)
     _same_tokenizer(loaded)
     found: dict[str, SourceData] = {}
@@ -82,6 +94,23 @@ def sources(config: RunConfig, folder: Path) -> dict[str, SourceData]:
                     "add text or set a smaller data.seq_length"
                 )
     return found
+
+
+def _check_kind(path: Path, manifest: Manifest, config: RunConfig) -> None:
+    chat, seq_length = manifest.chat, config.data.seq_length
+    if chat is None and config.data.kind == "chat":
+        raise InputError(
+            f"data.kind is chat, but {path} was built from documents of text: "
+            "build it with `apertus-nemo data build --format chat`, or set data.kind=text"
+        )
+    if chat is not None and config.data.kind != "chat":
+        raise InputError(f"data.kind is text, but {path} was built from conversations: set data.kind=chat")
+    if chat is not None and chat.longest_tokens > seq_length:
+        raise InputError(
+            f"data.seq_length is {seq_length}, but the conversation in {chat.longest_at} of the data has "
+            f"{chat.longest_tokens} tokens: set data.seq_length to at least {chat.longest_tokens}, "
+            f"or build the data with --max-tokens {seq_length} --drop-longer"
+        )
 
 
 def _of(name: str) -> str:
@@ -158,12 +187,12 @@ def weights(stage: Stage, found: Mapping[str, SourceData]) -> list[float]:
     ]
 
 
-def shares(stage: Stage, found: Mapping[str, SourceData]) -> list[Share]:
+def shares(stage: Stage, found: Mapping[str, SourceData], *, packing: bool = False) -> list[Share]:
     """What a stage reads of each of its sources."""
     given = weights(stage, found)
     result = []
     for name, weight in zip(stage.sources, given, strict=True):
         fraction = weight / sum(given)
         samples = fraction * stage.num_samples
-        result.append(Share(name, fraction, samples, samples * stage.seq_length / found[name].tokens))
+        result.append(Share(name, fraction, samples, found[name].epochs(samples, stage.seq_length, packing=packing)))
     return result

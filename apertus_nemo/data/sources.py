@@ -20,7 +20,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.urls import without_credentials
@@ -33,6 +33,7 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
 }
 _CANNOT_UNPACK = (".zst", ".lz4", ".snappy", ".zip", ".7z", ".tar", ".tgz", ".parquet")
 _BLOCK_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,30 @@ def find(inputs: Sequence[str], *, format: str | None = None) -> list[Source]:
     return list(sources.values())
 
 
-class Reader:
-    """The documents of one source, in order; `size_bytes` and `sha256` are known once all are read.
+class RowReader(Generic[T]):
+    """What one source holds, in order; `size_bytes` and `sha256` are known once all is read.
 
     Raises (while iterating):
         InputError: missing, empty, truncated, not UTF-8, or a bad line; file, line and byte are named.
     """
 
-    def __init__(self, source: Source, *, text_key: str = "text") -> None:
+    def __init__(self, source: Source, *, text_key: str) -> None:
+        """`text_key`: the key of a JSONL record that is read."""
         self.source = source
         self.text_key = text_key
         self.size_bytes = 0  # read so far, as stored
         self.sha256 = ""
         self.empty_documents = 0
 
-    def __iter__(self) -> Iterator[str]:
+    def _whole(self, text: str) -> T:
+        """What a file of plain text holds."""
+        raise NotImplementedError
+
+    def _take(self, record: dict[str, Any], where: str) -> T | None:
+        """What a record holds, which has `text_key`; None: nothing, it is left out. `where`: ", line 3" or the like."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[T]:
         raw = _Hashing(self._guard(self.source.open))
         try:
             packed = io.BufferedReader(raw, _BLOCK_BYTES)
@@ -129,23 +139,23 @@ class Reader:
                 raise
             raise InputError(f"{label}: cannot be read: {type(error).__name__}") from None
 
-    def _text(self, raw: _Hashing, stream: Any) -> Iterator[str]:
+    def _text(self, raw: _Hashing, stream: Any) -> Iterator[T]:
         data = self._guard(stream.read)
         self.size_bytes = raw.count
         if not data:
             raise InputError(f"{self.source.label} is empty: leave it out")
-        yield self._decode(data, 0, "")
+        yield self._whole(self._decode(data, 0, ""))
 
-    def _jsonl(self, raw: _Hashing, stream: Any) -> Iterator[str]:
+    def _jsonl(self, raw: _Hashing, stream: Any) -> Iterator[T]:
         offset = number = documents = 0
         while line := self._guard(stream.readline):
             number += 1
             if line.strip():
                 documents += 1
-                text = self._record(self._decode(line, offset, f", line {number}"), number)
+                found = self._record(self._decode(line, offset, f", line {number}"), f", line {number}")
                 self.size_bytes = raw.count
-                if text:
-                    yield text
+                if found is not None:
+                    yield found
                 else:
                     self.empty_documents += 1
             offset += len(line)
@@ -161,8 +171,8 @@ class Reader:
                 f"(0x{data[error.start]:02x}): convert the file to UTF-8"
             ) from None
 
-    def _record(self, line: str, number: int) -> str:
-        where = f"{self.source.label}, line {number}"
+    def _record(self, line: str, number: str) -> T | None:
+        where = f"{self.source.label}{number}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -172,14 +182,31 @@ class Reader:
             raise InputError(f"{where}: not a JSON object: every line must be one JSON object")
         if self.text_key not in record:
             raise InputError(f"{where}: no key {self.text_key!r}: name the right one with --text-key")
-        text = record[self.text_key]
-        if not isinstance(text, str):
-            raise InputError(f"{where}: {self.text_key!r} is {type(text).__name__}, not a string")
+        return self._take(record, number)
+
+    def _check_text(self, text: str, where: str, what: str) -> None:
+        """Refuse what JSON can say and UTF-8 cannot."""
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{where}: {self.text_key!r} holds half of a surrogate pair: repair the line") from None
+            raise InputError(f"{where}: {what} holds half of a surrogate pair: repair the line") from None
+
+
+class Reader(RowReader[str]):
+    """The documents of one source."""
+
+    def __init__(self, source: Source, *, text_key: str = "text") -> None:
+        super().__init__(source, text_key=text_key)
+
+    def _whole(self, text: str) -> str:
         return text
+
+    def _take(self, record: dict[str, Any], where: str) -> str | None:
+        where, text = f"{self.source.label}{where}", record[self.text_key]
+        if not isinstance(text, str):
+            raise InputError(f"{where}: {self.text_key!r} is {type(text).__name__}, not a string")
+        self._check_text(text, where, repr(self.text_key))
+        return text or None
 
 
 class _Hashing(io.RawIOBase):

@@ -223,12 +223,13 @@ def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
     if run.data.source == "built":
         assert run.data.path is not None  # `check` has seen to it
         return Path(run.data.path).expanduser().resolve()
-    from apertus_nemo.data.corpus import embedded
+    from apertus_nemo.data.corpus import embedded, embedded_chat
 
     def progress(what: str, size: int | None) -> None:
         display.phase(f"preparing the text that comes with Python: {what}")
 
-    return embedded(cache / "corpus", run.data.tokenizer_vocab_size, progress=progress)
+    prepare = embedded_chat if run.data.kind == "chat" else embedded
+    return prepare(cache / "corpus", run.data.tokenizer_vocab_size, progress=progress)
 
 
 @dataclass(frozen=True)

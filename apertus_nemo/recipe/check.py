@@ -186,6 +186,31 @@ def goldfish_window(c: RunConfig) -> Iterator[Finding]:
 
 
 @rule
+def chat(c: RunConfig) -> Iterator[Finding]:
+    """Conversations are whole, and their loss is that of assistant turns alone."""
+    if c.data.kind != "chat":
+        if c.data.packing:
+            yield Finding(
+                ("data.packing", "data.kind"),
+                "documents of text always fill their samples",
+                "set data.packing=false, or data.kind=chat",
+            )
+        return
+    if c.data.goldfish:
+        yield Finding(
+            ("data.goldfish", "data.kind"),
+            "the Goldfish mask could drop every label of a short answer, and no published fine-tuning had it",
+            "set data.goldfish=false",
+        )
+    if c.data.stages:
+        yield Finding(
+            ("data.stages.0.name", "data.kind"),
+            "a run reads one set of conversations",
+            "build one from all files, and leave the stages out",
+        )
+
+
+@rule
 def data_stages(c: RunConfig) -> Iterator[Finding]:
     """Stages tile the run, each with data of its own; the rules are in `stage_rules.py`."""
     for keys, reason, remedy in stage_rules.faults(c):

@@ -82,6 +82,9 @@ class DataConfig:
     # "causal": documents of a sample see those before; "per_document": not
     document_masking: str = field(default="causal", metadata=OPTIONAL)
     stages: tuple[DataStage, ...] = field(default=(), metadata=OPTIONAL)  # none: one stage, of all of the data
+    # "text": documents, cut into samples; "chat": conversations, with the loss on assistant turns
+    kind: str = field(default="text", metadata=OPTIONAL)
+    packing: bool = field(default=False, metadata=OPTIONAL)  # chat: fill samples with several whole conversations
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ ALLOWED: dict[str, Allowed] = {
     "data.document_masking": _choice(
         "one is what the published runs did, the other what their report says", "causal", "per_document"
     ),
+    "data.kind": _choice("documents are cut into samples, conversations are not", "text", "chat"),
+    "data.packing": _SWITCH,
     "data.stages.name": Allowed('it names a stage, so it has letters, digits, ".", "_" and "-" only'),
     "data.stages.from_sample": Allowed("the first stage begins with sample 0", low=0, high=1 << 50),
     "data.stages.seed": Allowed("numpy's generator, which orders the samples, takes 32 bits", low=0, high=2**32 - 1),

@@ -208,12 +208,13 @@ def build_lock(
 
 
 def recorded(config: RunConfig) -> dict[str, Any]:
-    """A recipe as a lock holds it: without a time limit, which changes no number, and without `data.stages` where there
-    are none, as the first records of version 1."""
+    """A recipe as a lock holds it: without a time limit, which changes no number, and without `data.stages`,
+    `data.kind` and `data.packing` where they say what the first records of version 1 mean, which lack them."""
     tree: dict[str, Any] = to_tree(config)
     tree["trainer"]["max_time"] = None
-    if not config.data.stages:
-        del tree["data"]["stages"]
+    for name, none in (("stages", ()), ("kind", "text"), ("packing", False)):
+        if getattr(config.data, name) == none:
+            del tree["data"][name]
     return tree
 
 

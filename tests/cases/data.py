@@ -303,3 +303,32 @@ def blended(
         number = int(whole.dataset_sample_index[index])
         rows.append([int(sample["dataset_id"]), number, _digest_of_tokens(sample["tokens"].tolist())])
     return rows
+
+
+def chat_template(rank: int, world_size: int, *, folder: str, template: str, rows: list[Any], date: str) -> list[Any]:
+    """Ids and assistant mask of each row of messages, as transformers renders and tokenizes a chat template."""
+    import transformers
+
+    auto: Any = transformers.AutoTokenizer
+    tokenizer = auto.from_pretrained(folder)
+    found = []
+    for row in rows:
+        given = tokenizer.apply_chat_template(
+            row, chat_template=template, date=date, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        found.append({"ids": given["input_ids"], "mask": given["assistant_masks"]})
+    return found
+
+
+def chat_samples(rank: int, world_size: int, *, corpus: str, indices: list[int], changes: dict[str, Any]) -> Any:
+    """Samples of conversations, which conversations they are, and how many samples an epoch has."""
+    from apertus_nemo.data.dataset import sample_digest, training_dataset
+
+    dataset: Any = training_dataset(run_config(**changes), Path(corpus), cache=Path("/nowhere"))
+    found = [dataset[index] for index in indices]
+    return {
+        "rows": dataset.rows,
+        "conversations": [dataset.conversations(index) for index in indices],
+        "samples": [{key: value.tolist() for key, value in sample.items()} for sample in found],
+        "digests": [sample_digest(sample).hex() for sample in found],
+    }

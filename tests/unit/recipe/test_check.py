@@ -119,6 +119,24 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         },
     ),
     (
+        "chat",
+        {"data__packing": True},
+        "data.packing=true, data.kind=text: documents of text always fill their samples; set data.packing=false, or data.kind=chat",
+        {"data__packing": True, "data__kind": "chat", "data__goldfish": False},
+    ),
+    (
+        "chat",
+        {"data__kind": "chat"},
+        "data.goldfish=true, data.kind=chat: the Goldfish mask could drop every label of a short answer, and no published fine-tuning had it; set data.goldfish=false",
+        {"data__kind": "chat", "data__goldfish": False},
+    ),
+    (
+        "chat",
+        {"data__kind": "chat", "data__goldfish": False, "data__stages": [{"name": "one", "from_sample": 0}]},
+        "data.stages.0.name=one, data.kind=chat: a run reads one set of conversations; build one from all files, and leave the stages out",
+        {"data__stages": [{"name": "one", "from_sample": 0}]},
+    ),
+    (
         "data_stages",  # each of its rules: test_stage_rules.py
         {"data__stages": [{"name": "a", "from_sample": 8}]},
         "data.stages.0.from_sample=8: the samples before it belong to no stage; let the first stage begin with sample 0",
