@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "lock": ["--runs", "3"],
     "plan": ["--pairs", "1"],
     "verify": ["--rounds", "2", "--files", "300", "--steps", "20000"],
+    "report": ["--rounds", "2", "--steps", "20000"],
     "aliasing": ["--pairs", "10"],
     "throughput": ["--steps", "12"],
     "first_step": ["--pairs", "1"],
