@@ -21,21 +21,23 @@ from apertus_nemo.audit import verify_report
 from apertus_nemo.audit.compare import compare, planned_steps
 from apertus_nemo.audit.verify import verify
 from apertus_nemo.errors import ApertusError, InputError
-from apertus_nemo.record.canonical import is_digest, loads_canonical
+from apertus_nemo.record.canonical import is_digest, is_unknown, loads_canonical
 from apertus_nemo.record.lock import RELAUNCH, RunLock
 from apertus_nemo.record.places import AnyPath, locate, names, printable, read
 from apertus_nemo.report.attempts import read_attempts
 from apertus_nemo.report.curve import Curve
 from apertus_nemo.report.log_values import NAMES, LogValues, read_log
 from apertus_nemo.report.throughput import FOLDER, Throughput, read_throughput
-from apertus_nemo.report.what_ran import groups, value_text
+from apertus_nemo.report.what_ran import groups, list_text, value_text
 
 FORMAT = 1
 MAX_RUNS = 26  # they are called A to Z
 MAX_CHECKPOINTS = 200  # listed
 MAX_LISTED = 50  # findings, differences
 _MAX_BYTES = 16 * 2**20
+_MAX_NAMED = 8  # values of a mapping, shown one by one
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\Z")
+_HEX = re.compile(r"\b[0-9a-f]{64}\b")
 
 Steps = tuple[int, int | None]  # first and last of the curves
 
@@ -190,7 +192,7 @@ def _origin(root: AnyPath, lock: RunLock | None, read: LogValues) -> dict[str, A
     """Where a run comes from: its id, the run that it is the relaunch of, and what was let differ."""
     found: dict[str, Any] = {
         "allowed": [],
-        "initial_state": None if lock is None else _initial_state(lock.tree["initial_state"]),
+        "initial_state": {} if lock is None else _initial_state(lock.tree["initial_state"]),
         "relaunch_of": None,
         "run_id": None if read.header is None else read.header.run_id,
     }
@@ -214,17 +216,36 @@ def _origin(root: AnyPath, lock: RunLock | None, read: LogValues) -> dict[str, A
     return found
 
 
-def _initial_state(tree: Any) -> str:
-    return "none: from the seed" if tree == {"kind": "none"} else value_text(tree)
+def _initial_state(tree: Any) -> dict[str, str]:
+    """What a run began with, name by name: whatever the lock says of it is shown."""
+    if tree == {"kind": "none"}:
+        return {"initial state": "none: from the seed"}
+    if not isinstance(tree, dict) or is_unknown(tree) or not tree:
+        return {"initial state": value_text(tree)}
+    found = {"initial state": value_text(tree.get("kind"))}
+    for name, value in sorted(tree.items()):
+        if name != "kind":
+            many = isinstance(value, dict) and len(value) > _MAX_NAMED  # files, each with its hash
+            found[f"initial {printable(name).replace('_', ' ')}"] = list_text(value) if many else value_text(value)
+    return found
 
 
 def _lineage(runs: list[dict[str, Any]]) -> None:
-    """Name the original of a relaunch by its letter where it is among the runs shown."""
+    """Name the original of a relaunch, and the run that an initial state is of, by letter where they are shown."""
     labels = {run["lineage"]["run_id"]: run["label"] for run in reversed(runs)}
+    locks = {run["lock_digest"]: run["label"] for run in reversed(runs) if run["lock_digest"] is not None}
     for run in runs:
         of = run["lineage"]["relaunch_of"]
         if of is not None and of["run_id"] is not None:
             of["label"] = labels.get(of["run_id"])
+        for name, text in run["lineage"]["initial_state"].items():
+            for digest in _HEX.findall(text):
+                if digest in locks and locks[digest] != run["label"]:
+                    run["lineage"]["initial_state"][name] += f" (the lock digest of {locks[digest]})"
+
+
+def _side(value: Any) -> str:
+    return "absent" if value is None else value_text(value)
 
 
 def _compare(a: str, b: str, one: dict[str, Any], other: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -246,7 +267,7 @@ def _compare(a: str, b: str, one: dict[str, Any], other: dict[str, Any], check: 
         "details": [printable(line.removeprefix("  ")) for line in lines[1:]],
         "headline": printable(lines[0]),
         "lock_differences": [
-            {"a": value_text(item.a), "b": value_text(item.b), "field": printable(item.field)}
+            {"a": _side(item.a), "b": _side(item.b), "field": printable(item.field)}
             for item in result.lock[:MAX_LISTED]
         ],
         "lock_differences_in_all": len(result.lock),

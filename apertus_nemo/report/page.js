@@ -12,7 +12,8 @@
   const all = [data.first, data.last];
   let range = [...all];
   let logarithmic = false;
-  let at = data.last;
+  const ends = data.runs.map((run) => run.curves.loss.steps.at(-1)).filter((step) => step !== undefined);
+  let at = ends.length ? Math.min(...ends) : data.last; // the last step that all have
 
   data.runs.forEach((run, index) => {
     for (const element of document.querySelectorAll(`[data-run="${run.label}"]`)) {
@@ -41,13 +42,13 @@
     return [range[0] - margin, range[1] + margin];
   }
 
-  function layout(name, width) {
+  function layout(name, width, height) {
     const axis = {
       gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true,
       tickfont: { color: css("--quiet") }, fixedrange: false,
     };
     return {
-      width, autosize: !width, showlegend: false, dragmode: "zoom", hovermode: "x unified",
+      width, height, autosize: !width, showlegend: false, dragmode: "zoom", hovermode: "x unified",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") },
       margin: { l: 48, r: 12, t: 10, b: 34 },
@@ -63,8 +64,8 @@
 
   const settings = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false, scrollZoom: false };
 
-  function draw(width) {
-    for (const chart of charts) Plotly.react(chart, traces(chart.dataset.curve), layout(chart.dataset.curve, width), settings);
+  function draw(width, height) {
+    for (const chart of charts) Plotly.react(chart, traces(chart.dataset.curve), layout(chart.dataset.curve, width, height), settings);
   }
 
   // -- the steps shown
@@ -180,7 +181,7 @@
     document.documentElement.classList.add("printing");
     folded = [...document.querySelectorAll("details:not([open])")];
     for (const details of folded) details.open = true;
-    draw(318);
+    draw(318, 196);
   });
   addEventListener("afterprint", () => {
     document.documentElement.classList.remove("printing");

@@ -33,7 +33,7 @@ _SIGNS = {"identical": "=", "different": "≠", "whole": "✓", "whole so far": 
 _MEANINGS = {
     "whole": "Every file that a digest covers is as it was written, to the end of the run.",
     "whole so far": "What is sealed is as it was written; the run has not ended, or not been sealed to its end.",
-    "changed": "The record is not as it was written, in these places.",
+    "changed": "The record is not as it was written.",
 }
 
 
@@ -167,7 +167,7 @@ def _what(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "run id": run["lineage"]["run_id"],
             "name": run["name"],
             "lock digest": f"sha256:{run['lock_digest']}" if run["lock_digest"] else None,
-            "initial state": run["lineage"]["initial_state"],
+            **run["lineage"]["initial_state"],
             "relaunch of": _relaunch(run["lineage"]["relaunch_of"]),
             "allowed to differ": _allowed(run["lineage"]["allowed"]),
         }

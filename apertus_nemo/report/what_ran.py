@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from apertus_nemo.record.canonical import is_unknown
+from apertus_nemo.record.canonical import dumps, is_unknown, sha256_hex
 from apertus_nemo.record.places import printable
 
 # group -> name shown -> place in the lock
@@ -52,7 +52,6 @@ _PLACES: dict[str, dict[str, str]] = {
         "context": "stages.0.topology.context_parallel_size",
         "data": "stages.0.topology.data_parallel_size",
         "sequence parallel": "stages.0.topology.sequence_parallel",
-        "stages": "#stages",
     },
     "Data": {
         "source": "data.source",
@@ -103,7 +102,34 @@ def groups(lock: Mapping[str, Any] | None, observed: Mapping[str, Any] | None) -
         group: {name: text for name, place in places.items() if (text := _at(tree, name, place)) is not None}
         for group, places in _PLACES.items()
     }
-    return {group: values for group, values in found.items() if values}
+    found["Stages"] = _stages(tree.get("stages"))
+    order = [name for group in _PLACES for name in ([group, "Stages"] if group == "Data" else [group])]
+    return {group: found[group] for group in order if found[group]}
+
+
+def _stages(stages: Any) -> dict[str, str]:
+    """A line for each stage of the lock: its samples, and what they are made of. Odd ones are shown as they stand."""
+    if not isinstance(stages, list):
+        return {}
+    found = {}
+    for number, stage in enumerate(stages[:_MAX_ENTRIES], 1):
+        try:
+            data = stage["data"]
+            said = [f"samples {stage['from_sample']} to {stage['to_sample']}", f"batch {stage['global_batch_size']}"]
+            said += [f"sequence {data['seq_length']}"] if "seq_length" in data else []
+            said += [f"seed {data['seed']}", *map(_share, data.get("mixture") or [])]
+            text = (f"{data['stage']}: " if "stage" in data else "") + ", ".join(said)
+        except (KeyError, TypeError, AttributeError):
+            text = value_text(stage)
+        found[f"stage {number}"] = printable(text)
+    if len(stages) > _MAX_ENTRIES:
+        found["stages in all"] = list_text(stages)
+    return found
+
+
+def _share(part: Mapping[str, Any]) -> str:
+    weight = part["weight"]
+    return f"{part['source']} {weight:.6g}" if isinstance(weight, float) else f"{part['source']} {value_text(weight)}"
 
 
 def _at(tree: Any, name: str, place: str) -> str | None:
@@ -117,11 +143,16 @@ def _at(tree: Any, name: str, place: str) -> str | None:
     if tree is None:
         return None
     if place.startswith("#") and not is_unknown(tree):
-        return str(len(tree)) if isinstance(tree, dict | list) else None
+        return list_text(tree) if isinstance(tree, dict | list) else None
     if isinstance(tree, dict) and isinstance(tree.get("version"), str):
         tree = tree["version"]
     text = value_text(tree)
     return f"sha256:{text}" if name in _SHA256 and isinstance(tree, str) else text
+
+
+def list_text(value: Mapping[str, Any] | list[Any]) -> str:
+    """How many there are, and the digest of all: of lists that are too long to show."""
+    return f"{len(value)}, digest of the list sha256:{sha256_hex(dumps(value))}"
 
 
 def value_text(value: Any) -> str:

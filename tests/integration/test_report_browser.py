@@ -245,7 +245,18 @@ def test_dark_light_and_paper(browser: Chromium, three: Path) -> None:
     assert page.value("document.querySelectorAll('details:not([open])').length") == 0
     assert page.value("getComputedStyle(document.querySelector('.tools')).display") == "none"
     assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    boxes = "[...document.querySelectorAll('.chart')].map(c => [c, c.querySelector('.main-svg')])"
+    for side in ("Width", "Height"):  # of a drawing, in its figure
+        inside = f"{boxes}.map(([c, s]) => s.getAttribute('{side.lower()}') <= c.client{side} + 1)"
+        assert page.value(inside) == [True] * 3, side
     assert page.messages == []
+
+
+def test_the_values_shown_first_are_of_the_last_step_that_all_runs_have(browser: Chromium, tmp_path: Path) -> None:
+    runs = [make(tmp_path / "a").path, make(tmp_path / "b", steps=10, states=(0, 10)).path]
+    page = browser.open(write(tmp_path, *runs))
+    assert page.value("document.getElementById('at').textContent") == "10"
+    assert "–" not in page.value("[...document.querySelectorAll('.readout tr')].map(r => r.cells[1].textContent)")
 
 
 def test_a_narrow_window_does_not_scroll_sideways(browser: Chromium, one: Path, three: Path) -> None:

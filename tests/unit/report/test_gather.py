@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -15,9 +16,11 @@ from apertus_nemo.audit import verify_report
 from apertus_nemo.audit.compare import compare
 from apertus_nemo.audit.verify import verify
 from apertus_nemo.errors import InputError
+from apertus_nemo.record.canonical import dumps
 from apertus_nemo.record.copies import push
 from apertus_nemo.record.relaunched import Relaunched
 from apertus_nemo.record.step_log import read_steps
+from apertus_nemo.report import page
 from apertus_nemo.report.gather import gather
 from tests.unit.record.example import make, step
 from tests.unit.report.records import HOSTILE, events, lock_with, sealed
@@ -42,6 +45,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert run["verification"]["headline"] == "whole: finished at step 20"
     assert (run["last_step"], run["planned_steps"], run["tokens"]) == (20, 25, 5120)
     assert run["lineage"]["run_id"] == "1" * 32
+    assert run["lineage"]["initial_state"] == {"initial state": "none: from the seed"}
     assert run["what"]["Recipe"]["overrides"] == "trainer.devices=4"
     assert run["what"]["Parallelism"]["tensor"] == "2"
     assert run["what"]["Data"]["manifest digest"] == f"sha256:{'d' * 64}"
@@ -97,6 +101,67 @@ def test_a_relaunch_names_its_original(tmp_path: Path) -> None:
     pinned = lock_with({})
     sealed(tmp_path / "c", pinned=type(pinned)({**pinned.tree, **tree}))
     assert one(tmp_path / "c")["lineage"]["allowed"] == [{"field": "packages.numpy", "found": "2", "locked": "1"}]
+
+
+def test_what_a_run_began_with(tmp_path: Path) -> None:
+    """Whatever a lock says of it, and by its letter the run that it names."""
+    parent = sealed(tmp_path / "parent")
+    digest = gather([str(parent)])["runs"][0]["lock_digest"]
+    files = {f"weights-{number}.bin": f"{number:064x}" for number in range(9)}
+    tree = {
+        "carries": ["weights"],
+        "files": files,
+        "kind": "run",
+        "parent": {"lock_digest": digest, "step": 20},
+        "weights_digest": {"unknown": "the state of that step was not digested"},
+    }
+    child = sealed(tmp_path / "child", pinned=lock_with({"initial_state": tree}))
+    report = gather([str(parent), str(child)])
+    assert report["runs"][1]["lineage"]["initial_state"] == {
+        "initial state": "run",
+        "initial carries": "weights",
+        "initial files": f"9, digest of the list sha256:{hashlib.sha256(dumps(files)).hexdigest()}",
+        "initial parent": f"lock_digest={digest}, step=20 (the lock digest of A)",
+        "initial weights digest": "unknown: the state of that step was not digested",
+    }
+    rows = next(group for group in page._what(report["runs"]) if group["name"] == "Run")["rows"]
+    cells = {row["name"]: (row["cells"], row["differs"]) for row in rows}
+    assert cells["initial state"] == (["none: from the seed", "run"], True)
+    assert cells["initial carries"] == ([None, "weights"], True)
+    for strange in ({}, [], {"unknown": "lost"}, "seed", 5):
+        run = one(sealed(tmp_path / f"strange {strange}", pinned=lock_with({"initial_state": strange})))
+        assert list(run["lineage"]["initial_state"]) == ["initial state"]
+
+
+def test_each_stage_says_what_it_was_made_of(tmp_path: Path) -> None:
+    run = one(sealed(tmp_path / "plain"))
+    assert run["what"]["Stages"] == {
+        "stage 1": "samples 0 to 160, batch 8, seed 28",
+        "stage 2": "samples 160 to 240, batch 16, seed 28",
+    }
+    parts = [{"source": "library", "weight": 0.9}, {"source": "documentation", "weight": "by samples"}]
+    stage = {"data": {"mixture": parts, "seed": 3, "seq_length": 64, "stage": "code"}, "from_sample": 0}
+    stages = [stage | {"global_batch_size": 4, "to_sample": 80}, {"odd": 1}, 7, *range(60)]
+    found = one(sealed(tmp_path / "odd", pinned=lock_with({"stages": stages})), check=False)["what"]["Stages"]
+    assert found["stage 1"] == (
+        "code: samples 0 to 80, batch 4, sequence 64, seed 3, library 0.9, documentation by samples"
+    )
+    assert (found["stage 2"], found["stage 3"], len(found)) == ("odd=1", "7", 41)
+    assert found["stages in all"].startswith("63, digest of the list sha256:")
+
+
+def test_lists_and_locks_that_differ_are_told_by_their_digests(tmp_path: Path) -> None:
+    """As many packages, but not the same: the rows are not equal, and the field is named."""
+    first = sealed(tmp_path / "a")
+    other = lock_with({"packages.torch": {"version": "2.13.1+cpu"}, "data.stage": 5})
+    second = sealed(tmp_path / "b", pinned=other)
+    report = gather([str(first), str(second)])
+    packages = [run["what"]["Environment"]["packages"] for run in report["runs"]]
+    assert [text.split(",")[0] for text in packages] == ["1", "1"]
+    assert packages[1].endswith(hashlib.sha256(dumps(other.tree["packages"])).hexdigest())
+    assert packages[0] != packages[1]
+    differences = {item["field"]: item for item in report["comparisons"][0]["lock_differences"]}
+    assert differences["data.stage"] == {"a": "absent", "b": "5", "field": "data.stage"}
 
 
 def test_a_changed_record_is_reported_as_changed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from apertus_nemo.record.attempts import Outcome, write_outcome
 from apertus_nemo.report.gather import gather
 from apertus_nemo.report.page import MARK, page
 from tests.unit.record.example import make
@@ -81,6 +82,27 @@ def test_what_stands_in_it(tmp_path: Path) -> None:
     assert found.text.index("Whole:") < found.text.index("Loss")  # the verdict comes first
     data = json.loads(found.scripts[0][1])
     assert data["runs"][0]["curves"]["loss"]["values"] == [5.0 / number for number in range(1, 21)]
+
+
+def test_a_changed_record_says_how_much_before_it_says_where(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "run")
+    (folder / "checkpoints/step-000000010/manifest.json").unlink()
+    (folder / "observed.json").unlink()
+    found = parsed(folder)
+    findings = gather([str(folder)])["runs"][0]["verification"]["findings_in_all"]
+    assert findings >= 2
+    assert f"Changed in {findings} places The record is not as it was written. " in found.text
+    assert "not whole: see the verdict" in found.text
+
+
+def test_why_a_run_ended_stands_beside_its_verdict(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "run", finished=False)
+    line = "rank 1 was killed by signal 9; see attempts/001/rank-1.log"
+    write_outcome(folder, 1, Outcome("killed", line, 3, rank=1, signal=9, step=20))
+    found = parsed(folder)
+    assert found.text.index(f"last attempt killed : {line}") < found.text.index("Loss")
+    assert f"killed {line}" in found.text[found.text.index("Because") :]
+    assert "last attempt" not in parsed(sealed(tmp_path / "whole")).text
 
 
 def test_it_loads_nothing_and_runs_its_own_scripts_alone(tmp_path: Path) -> None:
