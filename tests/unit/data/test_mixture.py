@@ -105,6 +105,8 @@ def test_a_mixture_that_cannot_be_read_is_refused(mixed_corpora: Path, jsonl: Pa
     gone = mixed(stage("a", 0, ("one", 1.0), ("gone", 1.0)))
     other = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("other", 1.0)))
     short = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("one", 1.0), ("short", 1.0), seq_length=32))
+    twice = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("two/inner", 1.0), ("one", 1.0), ("alias", 1.0), seed=5))
+    (mixed_corpora / "alias").symlink_to("one")
     tokens = manifests.load(mixed_corpora / "short").tokens
     tell = {
         gone: f"the source gone of the mixture: {mixed_corpora}/gone is not a built corpus: it has no manifest.json; "
@@ -113,6 +115,8 @@ def test_a_mixture_that_cannot_be_read_is_refused(mixed_corpora: Path, jsonl: Pa
         "`apertus-nemo data build --tokenizer`, from the same one",
         short: f"data.stages.1.seq_length is 32, so a sample needs 33 tokens, but the source short has {tokens}: "
         "add text or set a smaller data.seq_length",
+        twice: "data.stages.1: the sources one and alias are the same corpus: "
+        "name it once, with the sum of the weights",
     }
     for config, message in tell.items():
         with pytest.raises(InputError) as refusal:
