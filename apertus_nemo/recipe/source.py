@@ -73,7 +73,10 @@ class RecipeSource(ConfigSource):
         except yaml.MarkedYAMLError as error:
             raise InputError(where_not_yaml(label, error)) from None
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"{label}: {str(error).splitlines()[0]}") from None
+            why = str(error).splitlines()[0]
+            if "integer string conversion" in why:  # Python's advice is for programmers
+                why = "an integer of thousands of digits, which no recipe needs"
+            raise InputError(f"{label}: {why}") from None
         if not OmegaConf.is_dict(config):
             raise InputError(f"{label} must be a mapping of keys to values")
         package = header["package"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe import text
 from apertus_nemo.recipe.compose import compose
@@ -120,7 +121,7 @@ FILES: dict[str, tuple[bytes | str, str]] = {
     ),
     "integer that Python refuses": (
         BASE + "trainer: {seed: " + "9" * 5000 + "}\n",
-        "own/recipe/bad.yaml: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit",
+        "own/recipe/bad.yaml: an integer of thousands of digits, which no recipe needs",
     ),
     "control character": (
         BASE + 'image: {reference: "a\\x1b[2J"}\n',
@@ -138,6 +139,18 @@ def test_file(case: str, tmp_path: Path) -> None:
     content, message = FILES[case]
     assert refuse(tmp_path, content) == message
     assert os.listdir(tmp_path) == ["own"]  # nothing ran
+
+
+@pytest.mark.parametrize(
+    "case", ["circle", "includes itself", "huge integer", "integer that Python refuses", "wrong value", "nesting"]
+)
+def test_the_command_says_it_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = FILES[case]
+    refuse(tmp_path, content)
+    for verb in ("show", "plan", "train"):
+        assert main([verb, "--recipes", "own", "recipe=bad"]) == 2
+        assert capsys.readouterr() == ("", f"apertus-nemo: {message}\n")
+    assert os.listdir(tmp_path) == ["own"]
 
 
 def test_refused_even_where_it_is_overridden(tmp_path: Path) -> None:
