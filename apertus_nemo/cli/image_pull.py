@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             insecure=options.insecure,
             contents=options.contents,
             with_referrers=options.referrers,
+            key=options.key,
             progress=bar.show,
             say=bar.say,
         )
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             "platform": pulled.platform,
             "reference": pulled.reference,
             "referrers": pulled.referrers,
+            "signed_by": pulled.signed_by,
             "size_bytes": pulled.size_bytes,
             "squashfs_sha256": pulled.sha256,
         }
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{'made' if pulled.made else 'is there already, and whole:'} {pulled.path}: {pulled.size_bytes:,} bytes")
     print(f"  of {pulled.reference}@{pulled.manifest_digest} for {pulled.platform}")
     print(f"  squashfs sha256:{pulled.sha256}")
+    if pulled.signed_by:
+        print(f"  signed by {printable(pulled.signed_by)}")
     for one in pulled.referrers:
         print(f"  referrer {printable(one['artifact_type'])} {one['manifest_digest']}")
     for note in pulled.notes:
@@ -79,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
             },
             exit_codes={
                 0: "done",
-                1: "something that came, or is there, is not what its digest says",
+                1: "something that came, or is there, is not what its digest says, or is not signed",
                 2: "no such image or platform, or something malformed",
                 3: "the registry or the disk refuses, or mksquashfs is missing",
             },
@@ -104,6 +108,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--no-referrers", dest="referrers", action="store_false", help="leave SBOM, lock, signatures out"
+    )
+    options.add_argument(
+        "--key", type=Path, metavar="FILE", help="fetch only what this public key, a PEM file, has signed"
     )
     options.add_argument("--insecure", action="store_true", help="allow plain HTTP and any certificate")
     options.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -18,22 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
+from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.image.blobs import BlobStore
 from apertus_nemo.image.families import FAMILY, Release, find, parse_name
 from apertus_nemo.image.layers import CorruptBlob
 from apertus_nemo.image.layout import Image, image_of
 from apertus_nemo.image.lustre import stripe
 from apertus_nemo.image.oci import MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, Platform, parse
+from apertus_nemo.image.publish import LOCK, LOCK_LABEL
 from apertus_nemo.image.reference import Reference
-from apertus_nemo.image.registry import MAX_ARTIFACT_BYTES, Repository
+from apertus_nemo.image.registry import MAX_ARTIFACT_BYTES, TITLE, Repository
 from apertus_nemo.image.registry_http import LIMITS, Limits
+from apertus_nemo.image.signature import MAX_ENVELOPE_BYTES, STATEMENT, public_key, verify
 from apertus_nemo.image.sqsh import check, describe, file_name, hashes, read_sidecar, sidecar_path, write_sidecar
 from apertus_nemo.image.squashfs import find_tool, make_squashfs
 from apertus_nemo.image.transfer import Progress, no_progress
 from apertus_nemo.record.files import read_bytes, sync_folder, write_atomic, writing
 
-_TITLE = "org.opencontainers.image.title"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
@@ -56,6 +57,7 @@ class Pulled:
     platform: str
     sha256: str
     size_bytes: int
+    signed_by: str | None  # the file of the key that was asked for
     made: bool  # False: it was there, and is as it was made
     referrers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -109,13 +111,15 @@ def pull(
     insecure: bool = False,
     contents: str = "enroot",
     with_referrers: bool = True,
+    key: Path | None = None,
     limits: Limits = LIMITS,
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda _: None,
 ) -> Pulled:
     """Have the `.sqsh` file of an image in `folder`.
 
-    Raises InputError, UnfitEnvironment or Differs; of what failed, no file is left but blobs that can be gone on from.
+    `key` is a public key: an image that it has not signed is not fetched. Raises InputError, UnfitEnvironment or
+    Differs; of what failed, no file is left but blobs that can be gone on from.
     """
     tool = find_tool(environment)  # before the first byte
     source = source_of(text, platform, mirror=mirror)
@@ -129,6 +133,8 @@ def pull(
             )
         what = f"{repository.reference}@{image.descriptor.digest}"
         say(f"{what} for {platform}")
+        if key is not None:
+            _signed(image, key, repository, what)
         path = Path(folder) / file_name(source.name, image, contents)
         found = _there(path, image, contents)
         if found is None:
@@ -165,6 +171,7 @@ def pull(
             platform=str(image.config.platform),
             sha256=found[0],
             size_bytes=found[1],
+            signed_by=None if key is None else str(key),
             made=made is not None,
             notes=notes,
         )
@@ -243,10 +250,27 @@ def _there(path: Path, image: Image, contents: str) -> tuple[str, int] | None:
     return checked.sha256, checked.size_bytes
 
 
+def _signed(image: Image, key: Path, repository: Repository, what: str) -> None:
+    """Raise Differs unless one of the image's signatures is by `key`."""
+    public_key(key)  # what is wrong with the file is no fault of the image
+    reasons = []
+    subject = image.descriptor.digest
+    for one in repository.referrers(subject, STATEMENT):
+        for layer in repository.artifact(one, subject).layers:
+            envelope = repository.document(layer, MAX_ENVELOPE_BYTES)
+            try:
+                verify(envelope, key, digest=subject, what=f"signature {one.digest}")
+                return
+            except ApertusError as error:  # by others, or of a form that we do not know
+                reasons.append(str(error))
+    raise Differs(f"{what} is not signed by {key}: {reasons[0] if reasons else 'it has no signature'}")
+
+
 def _referrers(pulled: Pulled, image: Image, source: Source, repository: Repository) -> None:
     """Fetch what refers to the image, beside its file; a listing says what came."""
     folder = pulled.path.with_name(f"{pulled.path.name}.referrers")
     listed: list[dict[str, Any]] = []
+    built_from = image.config.labels.get(LOCK_LABEL)
     digests = [image.descriptor.digest, *([image.index.digest] if image.index else [])]
     try:
         found = [(digest, one) for digest in digests for one in repository.referrers(digest)]
@@ -259,17 +283,21 @@ def _referrers(pulled: Pulled, image: Image, source: Source, repository: Reposit
         if one.media_type not in MANIFESTS:
             continue
         manifest = repository.artifact(one, subject)
+        kind = manifest.artifact_type or manifest.config.media_type
         files = []
         for layer in manifest.layers:
             data = repository.document(layer, MAX_ARTIFACT_BYTES)
-            title = layer.annotations.get(_TITLE, "")
+            if kind == LOCK and layer.digest != built_from:
+                raise Differs(
+                    f"{one.digest} refers to the image as its lock, {layer.digest}; it was built from {built_from}"
+                )
+            title = layer.annotations.get(TITLE, "")
             digits = layer.digest.removeprefix("sha256:")[:12]
             name = f"{digits}-{title}" if _FILE_NAME.match(title) else digits
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             write_atomic(folder / name, data)
             files.append({"digest": layer.digest, "media_type": layer.media_type, "name": name})
-        kind = manifest.artifact_type or manifest.config.media_type
         listed.append({"artifact_type": kind, "files": files, "manifest_digest": one.digest, "subject": subject})
     if listed:
         text = json.dumps({"format": 1, "referrers": listed}, indent=2, sort_keys=True) + "\n"

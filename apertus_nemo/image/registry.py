@@ -42,6 +42,7 @@ from apertus_nemo.image.registry_http import LIMITS, Answer, Limits, NotFound, S
 from apertus_nemo.image.transfer import Progress, download, no_progress, parallel
 from apertus_nemo.record.canonical import loads
 
+TITLE = "org.opencontainers.image.title"
 MAX_ARTIFACT_BYTES = 64 * 2**20  # of an SBOM, a lock, a signature
 _ACCEPT = ", ".join(MANIFESTS + INDEXES)
 _MAX_PAGES = 100
@@ -296,9 +297,15 @@ class Repository:
         subject: Descriptor,
         artifact_type: str | None = None,
         annotations: Mapping[str, str] | None = None,
+        title: str | None = None,
     ) -> Descriptor:
-        """Push `data` as a referrer of `subject` (image specification 1.1, "guidelines for artifact usage")."""
+        """Push `data` as a referrer of `subject` (image specification 1.1, "guidelines for artifact usage").
+
+        `title` is the name of a file, as other clients write it when they fetch the artifact.
+        """
         layer = self.push_bytes(data, media_type)
+        if title is not None:
+            layer = replace(layer, annotations={TITLE: title})
         config = self.push_bytes(_EMPTY, EMPTY)
         manifest = Manifest(
             config,
