@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from apertus_nemo.errors import InputError
+
 OVERRIDES = """\
 overrides, in Hydra's grammar:
   recipe=R            the recipe, a file of recipes/recipe (default: tiny_pretrain)
@@ -67,6 +69,20 @@ def recipe_parser(
         help="a folder laid out like recipes/, searched first; may be given again",
     )
     return parser
+
+
+def fresh_run_directory(name: str) -> Path:
+    """Make `runs/NAME-N` with the first free number, which no other process then takes. Raises InputError."""
+    count = 1
+    while True:
+        folder = Path("runs") / f"{name}-{count}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            count += 1
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
 
 
 def overrides(prefix: str, parsed_args: argparse.Namespace, **_more: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.cli.arguments import explained
+from apertus_nemo.cli.arguments import explained, fresh_run_directory
 from apertus_nemo.errors import InputError
 
 
@@ -90,16 +90,7 @@ def _run_dir(given: Path | None, config: Any) -> Path:
     name = str(config.get("name", "run"))
     if not name.isprintable() or "/" in name or name.startswith("."):
         raise InputError("the recorded name of the run is no name of a folder; give one with --run-dir")
-    count = 1
-    while True:
-        folder = Path("runs") / f"{name}-{count}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            count += 1
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
+    return fresh_run_directory(name)
 
 
 def parser() -> argparse.ArgumentParser:

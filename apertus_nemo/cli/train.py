@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from apertus_nemo.cli.arguments import recipe_parser
+from apertus_nemo.cli.arguments import fresh_run_directory, recipe_parser
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe import overrides as grammar
 from apertus_nemo.recipe.check import check
@@ -114,17 +114,7 @@ def _run_dir(given: Path | None, resolved: ResolvedRecipe, number: int | None) -
     """A folder of the run's own; a default one is made here, so that no other process takes its name."""
     if given is not None:
         return given if number is None else given / f"{number:03d}"
-    parent = Path("runs")
-    count = 1
-    while True:
-        folder = parent / f"{resolved.config.name}-{count}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            count += 1
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error.strerror}); give another place with --run-dir") from None
+    return fresh_run_directory(resolved.config.name)
 
 
 def _train(
