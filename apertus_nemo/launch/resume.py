@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,8 +48,10 @@ def claimed(folder: Path) -> Iterator[int]:
     """
     while True:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            made = _open(folder)
+        if made is None:
+            continue
+        claim = made
         try:
             _lock(claim, folder)
             if not _is_at(claim, folder):  # another start has made it and given it up meanwhile
@@ -57,6 +60,21 @@ def claimed(folder: Path) -> Iterator[int]:
             return
         finally:
             os.close(claim)
+
+
+def _open(folder: Path) -> int | None:
+    """The folder, made where it is not there; None where another start gives it up this moment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # also of a folder that was there, and is gone when mkdir looks what it was
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                raise
+        return None
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 def _is_at(claim: int, folder: Path) -> bool:
@@ -73,7 +91,8 @@ def give_up(folder: Path) -> None:
         claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder.rmdir()
+            if _is_at(claim, folder):  # and not a new one of another start
+                folder.rmdir()
         finally:
             os.close(claim)
 
