@@ -60,7 +60,11 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         with writing(self._partial):
             self._stream = self._partial.open("wb", buffering=0)
-        self._put(header(entries))
+        try:
+            self._put(header(entries))
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def __enter__(self) -> ShardWriter:
         return self

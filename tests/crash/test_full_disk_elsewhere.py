@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
 from apertus_nemo.cli.main import main
+from apertus_nemo.errors import UnfitEnvironment
+from apertus_nemo.image.blobs import BlobStore
 from apertus_nemo.record.files import tree_manifest
 from apertus_nemo.testing.ranks import Parent
 from tests.crash.small_disk import small_disk
@@ -31,6 +35,17 @@ def test_full_under_commands_that_do_not_train(
             assert main(arguments) == 3, name
             assert capsys.readouterr() == ("", f"apertus-nemo: could not write {disk.folder}/{name}: {ADVICE}\n")
             assert [path.name for path in disk.folder.iterdir()] == ["ballast"]
+        disk.free()
+        store = BlobStore(disk.folder / "images")
+        first = store.write(b"first", "text/plain")
+        disk.fill()
+        large = bytes(2**16)
+        target = store.path(f"sha256:{hashlib.sha256(large).hexdigest()}")
+        with pytest.raises(UnfitEnvironment) as caught:
+            store.write(large, "text/plain")
+        assert str(caught.value) == f"could not write {target}: {ADVICE}"
+        assert [path.name for path in target.parent.iterdir()] == [store.path(first.digest).name]
+        shutil.rmtree(store.root)
         disk.free()
         # More tokens than there is room for: full in the middle of corpus.bin.
         build = ["build", "--input", "a.txt", "--tokenizer", f"{corpus}/tokenizer", "--output", f"{disk.folder}/out"]

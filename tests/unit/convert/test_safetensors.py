@@ -11,6 +11,7 @@ from safetensors import safe_open
 from apertus_nemo.convert.safetensors import DTYPES, ShardWriter, size_bytes
 from apertus_nemo.errors import ApertusError, UnfitEnvironment
 from apertus_nemo.record.files import file_sha256
+from tests.crash.small_disk import small_disk
 
 
 def tensors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -54,6 +55,25 @@ def test_complete_or_absent(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert not (tmp_path / "y").exists()
     assert not (tmp_path / ".y.partial").exists()
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    entries = {"a": ("F32", (2**16,))}
+    with small_disk(tmp_path / "disk", size_bytes=2**18) as disk:
+        path = disk.folder / "x"
+        full = (
+            f"could not write {disk.folder}/.x.partial: the disk is full; free some space, then run the command again"
+        )
+        (disk.folder / "room").write_bytes(bytes(2**16))  # so that the header has a place, and the tensor has none
+        with pytest.raises(UnfitEnvironment) as caught, ShardWriter(path, entries) as shard:
+            shard.write("a", torch.zeros(2**16))
+        assert str(caught.value) == full
+        assert [each.name for each in disk.folder.iterdir()] == ["room"]
+        disk.fill()
+        with pytest.raises(UnfitEnvironment) as caught:
+            ShardWriter(path, entries)
+        assert str(caught.value) == full
+        assert sorted(each.name for each in disk.folder.iterdir()) == ["ballast", "room"]
 
 
 def test_order_and_size_are_held(tmp_path: Path) -> None:
