@@ -94,14 +94,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         # The reader went away (`| head`); what Python still wants to flush has no one to go to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:  # argparse
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except Exception as error:
-        return _report(error)
+        return _report(_of_output(error))
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _of_output(error: Exception) -> Exception:
+    """The error, or one line where it is only that what is printed goes to a full disk."""
+    from errno import EDQUOT, ENOSPC
+
+    if not isinstance(error, OSError) or error.errno not in (ENOSPC, EDQUOT) or error.filename is not None:
+        return error
+    from apertus_nemo.errors import UnfitEnvironment
+
+    _drop_output()
+    return UnfitEnvironment("could not write the output: the disk is full; free some space, then run the command again")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -68,7 +68,8 @@ def sources(config: RunConfig, folder: Path) -> dict[str, SourceData]:
     """The sources of a run by name, by what their manifests say; held against the model and against each other.
 
     Raises:
-        InputError: a corpus is missing, does not fit the model, has another tokenizer, or is shorter than a sample.
+        InputError: a corpus is missing, does not fit the model, has another tokenizer, is shorter than a sample, or is
+            twice in a mixture.
         Differs: a manifest is not what its sum says.
     """
     plan = StagePlan.from_config(config)
@@ -93,6 +94,7 @@ def sources(config: RunConfig, folder: Path) -> dict[str, SourceData]:
                     f"{f'the source {name}' if name else 'the corpus'} has {found[name].tokens}: "
                     "add text or set a smaller data.seq_length"
                 )
+        _no_repeats(stage, found)
     return found
 
 
@@ -111,6 +113,19 @@ def _check_kind(path: Path, manifest: Manifest, config: RunConfig) -> None:
             f"{chat.longest_tokens} tokens: set data.seq_length to at least {chat.longest_tokens}, "
             f"or build the data with --max-tokens {seq_length} --drop-longer"
         )
+
+
+def _no_repeats(stage: Stage, found: Mapping[str, SourceData]) -> None:
+    """Two names of one corpus would give the same samples in the same order, twice."""
+    names: dict[tuple[str, int, int], str] = {}
+    for name in stage.sources:
+        source = found[name]
+        first = names.setdefault((manifests.digest(source.manifest), source.first, source.end), name)
+        if first != name:
+            raise InputError(
+                f"data.stages.{stage.number - 1}: the sources {first} and {name} are the same corpus: "
+                "name it once, with the sum of the weights"
+            )
 
 
 def _of(name: str) -> str:

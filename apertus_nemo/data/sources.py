@@ -33,6 +33,7 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
 }
 _CANNOT_UNPACK = (".zst", ".lz4", ".snappy", ".zip", ".7z", ".tar", ".tgz", ".parquet")
 _BLOCK_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 64 << 20  # unpacked; a tokenizer wants about a hundred bytes for each token of a document at once
 T = TypeVar("T")
 
 
@@ -140,7 +141,8 @@ class RowReader(Generic[T]):
             raise InputError(f"{label}: cannot be read: {type(error).__name__}") from None
 
     def _text(self, raw: _Hashing, stream: Any) -> Iterator[T]:
-        data = self._guard(stream.read)
+        data = self._guard(lambda: stream.read(MAX_DOCUMENT_BYTES + 1))
+        self._check_size(data, "")
         self.size_bytes = raw.count
         if not data:
             raise InputError(f"{self.source.label} is empty: leave it out")
@@ -148,8 +150,9 @@ class RowReader(Generic[T]):
 
     def _jsonl(self, raw: _Hashing, stream: Any) -> Iterator[T]:
         offset = number = documents = 0
-        while line := self._guard(stream.readline):
+        while line := self._guard(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1)):
             number += 1
+            self._check_size(line, f", line {number}")
             if line.strip():
                 documents += 1
                 found = self._record(self._decode(line, offset, f", line {number}"), f", line {number}")
@@ -161,6 +164,13 @@ class RowReader(Generic[T]):
             offset += len(line)
         if not documents:
             raise InputError(f"{self.source.label} is empty: leave it out")
+
+    def _check_size(self, data: bytes, where: str) -> None:
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise InputError(
+                f"{self.source.label}{where}: a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB: cut it into "
+                "several, for example as JSONL, one a line"
+            )
 
     def _decode(self, data: bytes, offset: int, where: str) -> str:
         try:

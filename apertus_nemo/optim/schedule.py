@@ -1,6 +1,6 @@
 """Learning rate, alpha and beta3 as functions of the position in a run: no state, so nothing to save or to lose.
 
-    learning_rate(config, sample)    # WSD, by sample
+    learning_rate(config, sample)    # WSD or linear, by sample
     alpha(config, step)              # weight of the slow average, linear
     beta3(config, step)              # decay of the slow average, linear in its half-life
     at_step(config, step)            # all of them for the 1-based step
@@ -11,8 +11,9 @@ runs at the rate of the samples consumed *before* it. With a warm-up from 0, the
 rate of exactly 0: it fills the averages and moves no weight. The published runs did so, and so do we. alpha and beta3
 read the step itself, counted from 1.
 
-Formulas: Megatron-core 0.15.3 `optimizer_param_scheduler.py` l.126-186 ("WSD" with "minus_sqrt"); AdEMAMix,
-arXiv 2409.03137, appendix A.1, with the 1e-8 inside the logarithm that the published runs had.
+Formulas: Megatron-core 0.15.3 `optimizer_param_scheduler.py` l.126-186 ("WSD" with "minus_sqrt", and "linear",
+which here may have a stable part before it); AdEMAMix, arXiv 2409.03137, appendix A.1, with the 1e-8
+inside the logarithm that the published runs had.
 Python floats (IEEE doubles) throughout.
 """
 
@@ -46,7 +47,8 @@ def learning_rate(config: RunConfig, sample: int) -> float:
     into_decay = sample - (plan.train_samples - plan.decay_samples)
     if into_decay <= 0:
         return peak
-    return floor + (1.0 - math.sqrt(into_decay / plan.decay_samples)) * (peak - floor)
+    done = into_decay / plan.decay_samples
+    return floor + (1.0 - (done if plan.style == "linear" else math.sqrt(done))) * (peak - floor)
 
 
 def alpha(config: RunConfig, step: int) -> float:

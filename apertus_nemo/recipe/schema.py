@@ -115,13 +115,13 @@ class BatchRampStep:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """WSD: warm-up, stable, decay with 1 - sqrt; all in samples."""
+    """Warm-up, stable, decay; all in samples."""
 
     train_samples: int  # samples that the run consumes
     warmup_samples: int = 0
     decay_samples: int = 0  # the last ones of train_samples
     warmup_init_lr: float = 0.0  # learning rate at sample 0
-    style: str = "wsd"
+    style: str = "wsd"  # form of the decay: "wsd" (1 - sqrt) or "linear"
     batch_ramp: tuple[BatchRampStep, ...] = ()  # changes of trainer.global_batch_size, in order
 
 

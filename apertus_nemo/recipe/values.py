@@ -125,7 +125,7 @@ ALLOWED: dict[str, Allowed] = {
     "schedule.warmup_samples": _SAMPLES,
     "schedule.decay_samples": _SAMPLES,
     "schedule.warmup_init_lr": _RATE,
-    "schedule.style": _choice("it is the schedule of Apertus", "wsd"),
+    "schedule.style": _choice("one is that of pre-training, the other of fine-tuning", "wsd", "linear"),
     "schedule.batch_ramp.from_sample": Allowed("the batch before it holds samples", low=1, high=1 << 50),
     "schedule.batch_ramp.global_batch_size": _size("it counts samples a step"),
     "parallel.tensor_model_parallel_size": _RANKS,

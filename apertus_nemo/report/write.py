@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.errors import InputError
+from apertus_nemo.errors import InputError, UnfitEnvironment
 from apertus_nemo.record.files import reading, write_atomic
 from apertus_nemo.record.places import REPORT
 from apertus_nemo.record.urls import is_url, local_path
@@ -37,7 +37,13 @@ def refuse_other_file(target: Path) -> None:
 
 
 def make(report: Mapping[str, Any], target: Path) -> int:
-    """Write the page, whole or not at all; its size in bytes. Raises UnfitEnvironment where the disk refuses."""
-    data = page(report)
+    """Write the page, whole or not at all; its size in bytes.
+
+    Raises UnfitEnvironment where the disk refuses, or a package that draws is not there.
+    """
+    try:
+        data = page(report)
+    except ModuleNotFoundError as error:
+        raise UnfitEnvironment(f"the package {error.name} is missing: install the locked requirements") from None
     write_atomic(target, data)
     return len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -136,10 +137,16 @@ def test_full_under_a_command(tmp_path: Path, disk: SmallDisk, environment: dict
         disk.fill()
         out, err = process.communicate(timeout=100.0)
     assert (process.returncode, out) == (3, ""), err
-    files = ("steps/000000.jsonl", "states/step-000000006.json", "attempts/000")  # whichever comes first
     said = [line for line in err.splitlines() if "progress.json" not in line and "outcome.json" not in line]
-    assert said[-1] in [f"apertus-nemo: could not write {run}/{file}: {ADVICE}" for file in files], err
+    full = rf"apertus-nemo: could not write {re.escape(str(run))}/[\w./-]+: {re.escape(ADVICE)}"  # whichever came first
+    assert re.fullmatch(full, said[-1]), err
     disk.free()
+    with disk.read_only():
+        resume = ["train", "--quiet", "--resume", str(run)]
+        done = apertus(resume, folder=tmp_path, environment=environment, inside=disk.inside)
+        assert (done.returncode, done.stdout) == (3, "")
+        read_only = "the file system is read-only; choose another folder or its permissions"
+        assert done.stderr == f"apertus-nemo: could not write {run}/attempts/001: {read_only}\n"
     done = apertus(start, folder=tmp_path, environment=environment, inside=disk.inside)
     assert (done.returncode, done.stdout.split(",")[0]) == (0, f"{STEPS} steps"), done.stderr
     assert verify(inside).findings == []

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from apertus_nemo.record.run_dir import RunDirectory
+from apertus_nemo.record.step_log import read_steps
 from tests.integration.command import TRAIN, apertus, ranks_of, shell, started, wait_for
-from tests.integration.runs import LAYOUTS, SQUEEZED, STEPS
+from tests.integration.runs import LAYOUTS, SQUEEZED, STEPS, Run
 
 EVERY = 3  # steps between checkpoints
 SETTINGS = [*(s for s in SQUEEZED if "checkpoint_every" not in s), f"trainer.checkpoint_every_steps={EVERY}"]
@@ -88,10 +92,10 @@ def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_a_time_limit(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Shorter than any start: one step each, until there is no limit. That the end is the same: test_stopped.py."""
+def test_a_time_limit(tmp_path: Path, environment: dict[str, str], runs: Callable[..., Run]) -> None:
+    """Shorter than any start: one step each, until there is no limit; the end is that of a run without starts."""
     limit = "trainer.max_time=00:00:00:01"
-    for step, arguments in enumerate((["--run-dir", "run", *SETTINGS, limit], ["--resume", "run"]), 1):
+    for step, arguments in enumerate((["--run-dir", "run", *SQUEEZED, limit], ["--resume", "run"]), 1):
         done = train(arguments, tmp_path, environment)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"stopped after step {step} of {STEPS}; go on with: apertus-nemo train --resume run\n"
@@ -101,12 +105,17 @@ def test_a_time_limit(tmp_path: Path, environment: dict[str, str]) -> None:
         "apertus-nemo: --resume takes everything from the lock of the run: give no recipe, --run-dir or override but "
         "trainer.max_time\n"
     )
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000000002")  # somebody removes the newest: from the one before
     done = train(["--resume", "run", "trainer.max_time=null"], tmp_path, environment)
     assert (done.returncode, done.stdout.split(",")[0]) == (0, f"{STEPS} steps"), done.stderr
+    assert done.stderr == "warning: run/checkpoints/step-000000002 was removed, and not by the run; passed over\n"
     assert apertus(["verify", "run"], folder=tmp_path, environment=environment).returncode == 0
+    undisturbed, directory = runs("one"), RunDirectory(tmp_path / "run")
+    assert {record.step: record for record in read_steps(directory.steps)} == undisturbed.steps
+    assert directory.state(STEPS).read_bytes() == undisturbed.directory.state(STEPS).read_bytes()
     noted = [json.loads((tmp_path / f"run/attempts/00{n}/start.json").read_bytes()) for n in range(3)]
     found = [(note["checkpoint_step"], note["max_time"]) for note in noted]
-    assert found == [(None, "00:00:00:01"), (1, "00:00:00:01"), (2, None)]
+    assert found == [(None, "00:00:00:01"), (1, "00:00:00:01"), (1, None)]
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from apertus_nemo.audit.status import status_of
 from tests.integration.command import TRAIN, alive, apertus, ranks_of, shell, started, wait_for
 from tests.integration.runs import SQUEEZED
 
@@ -122,6 +123,12 @@ def test_devices_are_ranks_and_a_killed_one_ends_the_others(tmp_path: Path, envi
     )
     assert (tmp_path / log).exists()
     assert "Traceback" not in err
+    after = status_of(tmp_path / "run")
+    assert (after.state, after.step, after.broken) == ("failed", None, None)
+    assert (
+        after.last_failure
+        == f"attempt 0: killed: {err.splitlines()[-1].removeprefix('apertus-nemo: ').replace('run/', '')}"
+    )
     assert not any(map(alive, pids))
 
 

@@ -30,6 +30,17 @@ def test_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (run / "report.html").read_bytes() == data
 
 
+def test_a_package_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sealed(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert main(["report", str(run)]) == 3
+    line = "apertus-nemo: the package plotly.offline is missing: install the locked requirements\n"
+    assert capsys.readouterr() == ("", line)
+    assert not (run / "report.html").exists()
+
+
 def test_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         make(tmp_path / name)

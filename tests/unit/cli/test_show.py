@@ -59,6 +59,30 @@ def test_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_stages_are_yaml_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a corpus in the cache, how often it is read is not known, and said so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    output = shown(capsys, "recipe=tiny_stages", "data.stages.2.seed=31")
+    resolved = compose("tiny_stages", ["data.stages.2.seed=31"])
+    assert yaml.safe_load(output) == resolved.tree
+    assert max(len(line.split("  # ")[0]) for line in output.splitlines()) < 100
+    assert "# recipes/recipe/tiny_stages.yaml, override data.stages.2.seed=31" in output
+    unknown = "#   the sources are not built yet, so how often each is read is not known"
+    assert output.splitlines()[-6:] == [
+        "# stage 1 code: steps 1 to 20, samples 0 to 159 of 128 tokens, seed 28",
+        unknown,
+        "# stage 2 mixed: steps 21 to 34, samples 160 to 319 of 128 tokens, seed 28, going on in each source",
+        unknown,
+        "# stage 3 cooldown: steps 35 to 44, samples 320 to 479 of 256 tokens, seed 31",
+        unknown,
+    ]
+    assert "# tokens: 81920" in output
+    facts = json.loads(shown(capsys, "--json", "recipe=tiny_stages"))["derived"]
+    assert (facts["tokens"], [stage["tokens"] for stage in facts["stages"]]) == (81_920, [20_480, 20_480, 40_960])
+
+
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(shown(capsys, "optim.lr=2e-3", "--json", "recipe=tiny_pretrain"))
     resolved = compose(overrides=["optim.lr=2e-3"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apertus_nemo.cli.main import main
 from apertus_nemo.data import manifest as manifests
 from apertus_nemo.data.mixture import corpora, shares, sources
 from apertus_nemo.errors import InputError
@@ -76,11 +77,36 @@ def test_how_often_a_source_is_read(mixed_corpora: Path) -> None:
     assert len({round(share.epochs, 2) for share in shares(second, found)}) == 1
 
 
+def test_show_says_it(capsys: pytest.CaptureFixture[str], mixed_corpora: Path) -> None:
+    """By the manifests of the corpora; one that is too small is read more than once."""
+    mixture = "[{source:one,weight:3},{source:two/inner,weight:1}]"
+    arguments = [
+        "show",
+        "data=built",
+        f"data.path={mixed_corpora}",
+        f"data.stages=[{{name:web,from_sample:0,mixture:{mixture}}}]",
+        "data.seq_length=64",
+    ]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    tokens = {name: manifests.load(mixed_corpora / name).tokens for name in ("one", "two/inner")}
+    epochs = {name: round(samples * 64 / tokens[name], 3) for name, samples in (("one", 480), ("two/inner", 160))}
+    assert epochs["two/inner"] > 1
+    assert output.splitlines()[-3:] == [
+        "# stage 1 web: steps 1 to 60, samples 0 to 639 of 64 tokens, seed 28",
+        f"#   one: 480 samples, {epochs['one']} epochs: every token is read more than once",
+        f"#   two/inner: 160 samples, {epochs['two/inner']} epochs: every token is read more than once",
+    ]
+    assert epochs["one"] > 1
+
+
 def test_a_mixture_that_cannot_be_read_is_refused(mixed_corpora: Path, jsonl: Path, command: Command) -> None:
     assert command("build", "--input", jsonl, "--train-bpe", "290", "--output", "other")["code"] == 0
     gone = mixed(stage("a", 0, ("one", 1.0), ("gone", 1.0)))
     other = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("other", 1.0)))
     short = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("one", 1.0), ("short", 1.0), seq_length=32))
+    twice = mixed(stage("a", 0, ("one", 1.0)), stage("b", 20, ("two/inner", 1.0), ("one", 1.0), ("alias", 1.0), seed=5))
+    (mixed_corpora / "alias").symlink_to("one")
     tokens = manifests.load(mixed_corpora / "short").tokens
     tell = {
         gone: f"the source gone of the mixture: {mixed_corpora}/gone is not a built corpus: it has no manifest.json; "
@@ -89,6 +115,8 @@ def test_a_mixture_that_cannot_be_read_is_refused(mixed_corpora: Path, jsonl: Pa
         "`apertus-nemo data build --tokenizer`, from the same one",
         short: f"data.stages.1.seq_length is 32, so a sample needs 33 tokens, but the source short has {tokens}: "
         "add text or set a smaller data.seq_length",
+        twice: "data.stages.1: the sources one and alias are the same corpus: "
+        "name it once, with the sum of the weights",
     }
     for config, message in tell.items():
         with pytest.raises(InputError) as refusal:

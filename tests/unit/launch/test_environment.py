@@ -22,6 +22,8 @@ SHELL = {
     "WANDB_MODE": "disabled",
     "AWS_SECRET_ACCESS_KEY": "x",
     "LD_PRELOAD": "evil.so",
+    "MASTER_ADDR": "127.0.0.1",  # ranks of one machine meet through a file: no port of the shell's can be in use
+    "MASTER_PORT": "29500",
 }
 
 

@@ -126,3 +126,16 @@ def test_the_same_as_a_step_by_step_scheduler(decay_samples: int) -> None:
         assert at_step(run, step).lr == pytest.approx(expected, rel=1e-14)
         consumed += size
     assert step == 24
+
+
+def test_the_linear_decay_is_that_of_transformers() -> None:
+    """`get_linear_schedule_with_warmup` counts steps: k / warm-up, then (total - k) / (total - warm-up)."""
+    schedule = ScheduleConfig(512 * 1000, 512 * 30, 512 * 970, style="linear")
+    run = dataclasses.replace(published(), schedule=schedule)
+    run = dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=5e-6, min_lr=0.0))
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, global_batch_size=512))
+    for step in (1, 2, 30, 31, 32, 500, 999, 1000):
+        k = step - 1
+        expected = 5e-6 * (k / 30 if k <= 30 else (1000 - k) / 970)
+        assert at_step(run, step).lr == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(run, 512 * 1000) == 0.0

@@ -51,7 +51,8 @@ def test_unknown_recipe_by_argument() -> None:
         compose("tiny_pretrian")
     assert str(error.value) == (
         "recipe=tiny_pretrian does not exist; did you mean recipe=tiny_pretrain? (there are: "
-        "apertus_70b_pretrain, apertus_8b_pretrain, tiny_pretrain, tiny_stages)"
+        "apertus_70b_pretrain, apertus_70b_sft, apertus_8b_pretrain, apertus_8b_sft, "
+        "tiny_pretrain, tiny_sft, tiny_stages)"
     )
 
 

@@ -52,10 +52,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_causes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chmod = "choose another folder or its permissions"
     for number, words in (
-        (28, "the disk is full; free some space"),
-        (122, "the disk quota is used up"),
-        (30, "read-only"),
+        (28, "the disk is full; free some space, then run the command again"),
+        (122, "the disk quota is used up; free some space, then run the command again"),
+        (30, f"the file system is read-only; {chmod}"),
+        (13, f"permission denied; {chmod}"),
+        (1, f"not permitted; {chmod}"),
+        (5, "Input/output error"),
     ):
 
         def refuse(*_: object, number: int = number) -> int:
@@ -63,8 +67,9 @@ def test_causes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", refuse)
-            with pytest.raises(UnfitEnvironment, match=words):
+            with pytest.raises(UnfitEnvironment) as caught:
                 write_atomic(tmp_path / "a", b"x")
+        assert str(caught.value) == f"could not write {tmp_path / 'a'}: {words}"
         assert os.listdir(tmp_path) == []
     with pytest.raises(UnfitEnvironment, match="No such file or directory"):
         write_atomic(tmp_path / "absent" / "a", b"x")
