@@ -22,12 +22,13 @@ from typing import Any
 
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.launch.environment import rank_environment
-from apertus_nemo.launch.local import Summary, launch, prepare_data
+from apertus_nemo.launch.local import Places, Summary, launch, look_at_initial, prepare_data
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import dumps, is_unknown, loads_canonical, sha256_hex, unknown
 from apertus_nemo.record.files import file_sha256, read_bytes
+from apertus_nemo.record.initial import Initial
 from apertus_nemo.record.lock import RELAUNCH, PinnedData, RunLock, Surroundings, build_lock, look
 from apertus_nemo.record.observed import TABLE, compare_observed
 from apertus_nemo.record.relaunched import Relaunched
@@ -168,7 +169,14 @@ def recorded_source(record: Record) -> Any:
     return source_of_archive(archive, what=str(record.directory.source))
 
 
-def here(record: Record, *, surroundings: Surroundings, data: PinnedData | None, shell: Mapping[str, str]) -> RunLock:
+def here(
+    record: Record,
+    *,
+    surroundings: Surroundings,
+    data: PinnedData | None,
+    shell: Mapping[str, str],
+    initial: Initial | None = None,
+) -> RunLock:
     """The lock that the recorded choices would get in these surroundings."""
     config, overrides = record.choices()
     lock = build_lock(
@@ -177,6 +185,7 @@ def here(record: Record, *, surroundings: Surroundings, data: PinnedData | None,
         environment=rank_environment(config, shell),
         data=data,
         surroundings=surroundings,
+        initial=None if initial is None else initial.tree,
     )
     return RunLock.from_bytes(lock.to_bytes(), what="the lock of this machine")  # numbers as JSON holds them
 
@@ -219,7 +228,7 @@ class Relaunch:
 
     record: Record
     found: RunLock
-    corpus: Path
+    places: Places
     source: Source  # that would run
     differences: list[Difference]
 
@@ -252,7 +261,7 @@ class Relaunch:
             return again
         return RunLock({**again.tree, RELAUNCH: {**again.tree[RELAUNCH], "earlier": earlier}})
 
-    def start(self, run_directory: Path, *, allow: Sequence[str], cache: Path, display: Display) -> Summary:
+    def start(self, run_directory: Path, *, allow: Sequence[str], display: Display) -> Summary:
         """Train in `run_directory`. Raises what `check` raises, and what `launch` does."""
         lock = self.check(allow)
         record = self.record
@@ -265,7 +274,7 @@ class Relaunch:
         files = {"relaunch.json": note.to_bytes(), "source.tar": self.source.archive}
         if self.source.patch is not None:
             files["source.patch"] = self.source.patch
-        return launch(lock, run_directory, files=files, corpus=self.corpus, cache=cache, display=display)
+        return launch(lock, run_directory, files=files, places=self.places, display=display)
 
 
 def _covers(name: str, field: str) -> bool:
@@ -297,20 +306,29 @@ def _paths(tree: Any, prefix: str = "") -> set[str]:
 
 
 def prepare(
-    path: Path, *, cache: Path, shell: Mapping[str, str], display: Display, data: Path | None = None
+    path: Path,
+    *,
+    cache: Path,
+    shell: Mapping[str, str],
+    display: Display,
+    data: Path | None = None,
+    initial: Path | None = None,
 ) -> Relaunch:
-    """Read the record in `path`, find its data (in the folder `data`, if given) and look at this machine.
+    """Read the record in `path`, find its data and the weights that it starts from, and look at this machine.
 
-    The source that counts as found is the one that runs, with what the record's archive says of where it came from.
-    Raises InputError where there is no record, or where its data are nowhere.
+    Both are looked for in the folders `data` and `initial`, where these are given. The source that counts as found is
+    the one that runs, with what the record's archive says of where it came from.
+    Raises InputError where there is no record, or where its data or weights are nowhere.
     """
     record = Record.read(path)
     source = find_source()
     config, _ = record.choices()
     corpus, pinned = find_data(record, config, cache=cache, display=display, folder=data)
+    weights = find_weights(record, config, display=display, folder=initial)
     surroundings = look(source=with_recorded_patch(record, source), cache=cache)
-    found = here(record, surroundings=surroundings, data=pinned, shell=shell)
-    return Relaunch(record, found, corpus, with_recorded_patch(record, source), differences(record.lock, found))
+    found = here(record, surroundings=surroundings, data=pinned, shell=shell, initial=weights)
+    places = Places(corpus, cache, None if weights is None else weights.folder)
+    return Relaunch(record, found, places, with_recorded_patch(record, source), differences(record.lock, found))
 
 
 def with_recorded_patch(record: Record, source: Source) -> Source:
@@ -340,12 +358,7 @@ def find_data(
         candidates = [folder]
     else:
         assert config.data.path is not None
-        candidates = [Path(config.data.path).expanduser().resolve()]
-        note = record.directory.attempt(0) / "environment.json"
-        try:
-            candidates.append(Path(json.loads(read_bytes(note, max_bytes=_MAX_TEXT_BYTES))["APERTUS_CORPUS"]))
-        except (ApertusError, ValueError, KeyError, TypeError):
-            pass
+        candidates = [Path(config.data.path).expanduser().resolve(), *_read_there(record, "APERTUS_CORPUS")]
     others: list[tuple[Path, PinnedData]] = []
     last: ApertusError = InputError(f"{candidates[0]} is not there")
     for candidate in candidates:
@@ -361,6 +374,42 @@ def find_data(
     if others:
         return others[0]
     raise InputError(f"{last}; --data DIR says where the data are now")
+
+
+def find_weights(record: Record, config: RunConfig, *, display: Display, folder: Path | None) -> Initial | None:
+    """The weights that the lock names as what the run starts from, wherever they are now; None where they are drawn.
+
+    Looked for as `find_data` looks for data. Raises InputError where there are none.
+    """
+    if config.initial.kind == "none":
+        if folder is not None:
+            raise InputError(f"--initial {folder}: {record.directory.path} does not start from weights that are read")
+        return None
+    candidates = [None, *_read_there(record, "APERTUS_INITIAL")] if folder is None else [folder]
+    others: list[Initial] = []
+    last: InputError | None = None
+    for candidate in candidates:
+        try:
+            found = look_at_initial(config, display, folder=candidate)
+        except InputError as error:
+            last = last or error
+            continue
+        assert found is not None
+        if found.tree == record.lock.tree["initial_state"]:
+            return found
+        others.append(found)
+    if others:
+        return others[0]
+    raise InputError(f"{last}; --initial DIR says where the weights are now")
+
+
+def _read_there(record: Record, name: str) -> list[Path]:
+    """Where the original's ranks read something, by its variable; empty where that is not known."""
+    note = record.directory.attempt(0) / "environment.json"
+    try:
+        return [Path(json.loads(read_bytes(note, max_bytes=_MAX_TEXT_BYTES))[name])]
+    except (ApertusError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _manifests(data: PinnedData) -> set[str]:

@@ -153,7 +153,7 @@ def _digest(options: argparse.Namespace) -> int:
         raise InputError(f"could not read {config}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config} is not JSON: {error}") from None
-    from apertus_nemo.convert.hf_config import from_hf
+    from apertus_nemo.recipe.hf_config import from_hf
 
     model = from_hf(tree, compose().config.model, what=str(config))
     _quiet_imports()

@@ -53,8 +53,10 @@ def _train(options: argparse.Namespace, record: Any, run_directory: Path) -> int
     display = Display(
         quiet=options.quiet, as_json=options.json, stream=sys.stdout if options.json else None, environment=os.environ
     )
-    again = prepare(options.run, cache=cache, shell=os.environ, display=display, data=options.data)
-    summary = again.start(run_directory, allow=options.allow, cache=cache, display=display)
+    again = prepare(
+        options.run, cache=cache, shell=os.environ, display=display, data=options.data, initial=options.initial
+    )
+    summary = again.start(run_directory, allow=options.allow, display=display)
     if not options.json:
         print(f"{summary.steps} steps, last loss {summary.loss:.4f}, in {summary.run_directory}", flush=True)
     return 0
@@ -65,6 +67,7 @@ def _again(options: argparse.Namespace, run_directory: Path) -> list[str]:
     arguments = ["relaunch", str(options.run), "--run-dir", str(run_directory), "--recorded-source"]
     arguments += [word for name in options.allow for word in ("--allow", name)]
     arguments += [] if options.data is None else ["--data", str(options.data)]
+    arguments += [] if options.initial is None else ["--initial", str(options.initial)]
     return arguments + ["--json"] * options.json + ["--quiet"] * options.quiet
 
 
@@ -122,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
         help="let a field of the lock, or all below it, differ; the new record says so for ever; may be given again",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the data of data.source=built are now")
+    parser.add_argument("--initial", type=Path, metavar="DIR", help="where the weights to start from are now")
     parser.add_argument(
         "--trust", action="store_true", help="run the recorded source even where it is not the one that is installed"
     )

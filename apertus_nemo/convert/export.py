@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from apertus_nemo.convert.hf_config import to_hf
 from apertus_nemo.convert.megatron import MegatronWeights
 from apertus_nemo.convert.safetensors import DTYPES, Entry, ShardWriter, size_bytes
 from apertus_nemo.errors import InputError
 from apertus_nemo.model.layout import published_shapes
+from apertus_nemo.recipe.hf_config import to_hf
 from apertus_nemo.recipe.schema import ModelConfig
 from apertus_nemo.record.canonical import dumps
 from apertus_nemo.record.files import file_sha256, sync_folder, write_atomic, writing

@@ -40,6 +40,7 @@ from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.attempts import FAILED, HUNG, KILLED
 from apertus_nemo.record.files import write_atomic
 from apertus_nemo.record.files import writing as writing_to
+from apertus_nemo.record.initial import Initial, find_initial
 from apertus_nemo.record.lock import RELAUNCH, PinnedData, PinnedSource, RunLock, build_lock, look
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.secrets import leaves, refuse_secrets
@@ -96,20 +97,21 @@ def train(
     refuse_secrets(leaves(resolved.tree), where="the recipe")
     source = find_source(allow_dirty=allow_dirty)
     corpus, data = prepare_data(run, cache, display)
+    initial = look_at_initial(run, display)
     lock = build_lock(
         run,
         overrides=list(resolved.overrides),
         environment=rank_environment(run, os.environ),
         data=data,
         surroundings=look(source=source, cache=cache),
+        initial=None if initial is None else initial.tree,
     )
     files = {"source.tar": source.archive}
     if source.patch is not None:
         files["source.patch"] = source.patch
     limit = TimeLimit(run.trainer.max_time, began)
-    return launch(
-        lock, run_directory, files=files, corpus=corpus, cache=cache, display=display, go_on=True, limit=limit
-    )
+    places = Places(corpus, cache, None if initial is None else initial.folder)
+    return launch(lock, run_directory, files=files, places=places, display=display, go_on=True, limit=limit)
 
 
 def go_on(
@@ -129,17 +131,20 @@ def go_on(
     run = from_tree(held.tree["config"])
     source = find_source(allow_dirty=True)  # changes are in the lock, or refused as a difference
     corpus, data = prepare_data(run, cache, display)
+    initial = look_at_initial(run, display)
     lock = build_lock(
         run,
         overrides=list(held.tree["overrides"]),
         environment=rank_environment(run, os.environ),
         data=data,
         surroundings=look(source=source, cache=cache),
+        initial=None if initial is None else initial.tree,
     )
     if RELAUNCH in held.tree:
         lock = RunLock({**lock.tree, RELAUNCH: held.tree[RELAUNCH]})
     limit = TimeLimit(text, began)
-    return launch(lock, run_directory, files={}, corpus=corpus, cache=cache, display=display, go_on=True, limit=limit)
+    places = Places(corpus, cache, None if initial is None else initial.folder)
+    return launch(lock, run_directory, files={}, places=places, display=display, go_on=True, limit=limit)
 
 
 def launch(
@@ -147,8 +152,7 @@ def launch(
     run_directory: Path,
     *,
     files: Mapping[str, bytes],
-    corpus: Path,
-    cache: Path,
+    places: Places,
     display: Display,
     go_on: bool = False,
     limit: TimeLimit = NO_LIMIT,
@@ -174,7 +178,7 @@ def launch(
         display.phase("starting NeMo")
         attempt = directory.new_attempt()
         write_start(directory, attempt=attempt, checkpoint_step=step, max_time=limit.text)
-        start = Start(directory, attempt, step, corpus, cache, claim, limit)
+        start = Start(directory, attempt, step, places, claim, limit)
         return run_ranks(run, start, display=display)
 
 
@@ -232,6 +236,28 @@ def _corpus(run: RunConfig, cache: Path, display: Display) -> Path:
     return prepare(cache / "corpus", run.data.tokenizer_vocab_size, progress=progress)
 
 
+def look_at_initial(run: RunConfig, display: Display, *, folder: Path | None = None) -> Initial | None:
+    """What the run starts from, hashed; None where its weights are drawn."""
+    if run.initial.kind != "none":
+        display.phase("hashing the weights to start from")
+    from apertus_nemo.convert.headers import refuse_other_tensors
+    from apertus_nemo.model.layout import published_shapes
+
+    def inspect(found: Path, names: list[str]) -> None:
+        refuse_other_tensors(found, names, published_shapes(run.model))
+
+    return find_initial(run, folder=folder, inspect=inspect)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run's ranks find what they read; no part of what the run is."""
+
+    corpus: Path
+    cache: Path
+    initial: Path | None = None  # weights to start from
+
+
 @dataclass(frozen=True)
 class Start:
     """One attempt: where, from what, and with what data."""
@@ -239,8 +265,7 @@ class Start:
     directory: RunDirectory
     attempt: int
     step: int | None  # of the checkpoint to go on from, which was checked; None: from the start
-    corpus: Path
-    cache: Path
+    places: Places
     claim: int  # descriptor that holds the run directory; the ranks inherit it
     limit: TimeLimit = NO_LIMIT
 
@@ -280,13 +305,15 @@ class _Ranks:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(self.run.world_size),
-                "APERTUS_CORPUS": str(begin.corpus),
-                "APERTUS_INDEX_CACHE": str(begin.cache / "index"),
+                "APERTUS_CORPUS": str(begin.places.corpus),
+                "APERTUS_INDEX_CACHE": str(begin.places.cache / "index"),
                 "APERTUS_RENDEZVOUS": str(rendezvous),
                 "APERTUS_PROGRESS_FD": str(writing),
                 "APERTUS_HEARTBEAT_FD": str(self.board.descriptor),
                 "PYTHONPATH": str(Path(apertus_nemo.__file__).resolve().parents[1]),
             }
+            if begin.places.initial is not None:
+                environment["APERTUS_INITIAL"] = str(begin.places.initial)
             hidden = secrets(self.run, os.environ) if rank == 0 else {}
             if rank == 0:
                 _write_environment(folder / "environment.json", {**environment, **dict.fromkeys(hidden, "(secret)")})

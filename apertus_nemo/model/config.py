@@ -8,6 +8,7 @@ Megatron's parallel state must be initialised before a model is built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -170,8 +171,11 @@ def build_model(
     pre_process: bool | None = None,
     post_process: bool | None = None,
     vp_stage: int | None = None,
+    fill: Callable[..., None] | None = None,
 ) -> GPTModel:
     """This rank's model chunk with its initial weights: the same bits at every sharding.
+
+    `fill` sets them instead of `initialise`: called with the chunk, `run`, tp_rank, tp_size and layer_offset.
 
     `config` is a TransformerConfig to use instead of one made here. `pre_process` and `post_process` say
     whether the chunk has the embedding and the output layer; left out, they follow from the pipeline stage.
@@ -209,7 +213,7 @@ def build_model(
     )
     _scale_rotary(chunk, run.model)
     _mark_tensor_parallel(chunk)
-    initialise(
+    (fill or initialise)(
         chunk,
         run,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),

@@ -217,6 +217,30 @@ def data_stages(c: RunConfig) -> Iterator[Finding]:
         yield Finding(keys, reason, remedy)
 
 
+@rule
+def initial_path(c: RunConfig) -> Iterator[Finding]:
+    """A path belongs to weights that are read, a step to those of a run."""
+    initial = c.initial
+    if initial.kind != "none" and initial.path is None:
+        yield Finding(
+            ("initial.path", "initial.kind"),
+            "weights that are read lie in a folder",
+            "name it, or set initial.kind=none",
+        )
+    if initial.kind == "none" and initial.path is not None:
+        yield Finding(
+            ("initial.path", "initial.kind"),
+            "weights are drawn from trainer.seed, so the path would be ignored",
+            "set initial.kind to run or hugging_face, or initial.path=null",
+        )
+    if initial.kind != "run" and initial.step is not None:
+        yield Finding(
+            ("initial.step", "initial.kind"),
+            "only a run has checkpoints of several steps",
+            "set initial.step=null, or initial.kind=run",
+        )
+
+
 # --- optimizer and schedule ---
 
 

@@ -169,6 +169,15 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class InitialConfig:
+    """Where the first weights come from; optimizer, step and random numbers always begin anew."""
+
+    kind: str = "none"  # "none": drawn from trainer.seed; "run": a checkpoint; "hugging_face": a published folder
+    path: str | None = None  # run directory, or folder with config.json and safetensors
+    step: int | None = None  # of the checkpoint, with kind=run; null: the newest
+
+
+@dataclass(frozen=True)
 class ReproducibilityConfig:
     """What the run promises, and what it pins for that."""
 
@@ -206,6 +215,7 @@ class RunConfig:
     reproducibility: ReproducibilityConfig = field(default_factory=ReproducibilityConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    initial: InitialConfig = field(default_factory=InitialConfig, metadata=OPTIONAL)
 
     @property
     def world_size(self) -> int:

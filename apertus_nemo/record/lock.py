@@ -173,11 +173,13 @@ def build_lock(
     environment: Mapping[str, str],
     data: PinnedData | None,
     surroundings: Surroundings | None = None,
+    initial: Mapping[str, Any] | None = None,
 ) -> RunLock:
     """The lock of a resolved recipe; without its time limit, which each start has for itself.
 
     `overrides` as typed; `environment` as the ranks will have it (only names in ENVIRONMENT are taken); `data` is
-    None while they are not built; `surroundings` default to those of this process.
+    None while they are not built; `surroundings` default to those of this process. `initial` is what `find_initial`
+    gives for a recipe that starts from weights.
 
     Raises InputError where the recipe or an override holds what looks like a secret.
     """
@@ -195,7 +197,7 @@ def build_lock(
             "environment": pinned,
             "hardware": _hardware(config, environment, here.machine),
             "image": config.image.reference or unknown("no image: the installed packages are listed one by one"),
-            "initial_state": {"kind": "none"},
+            "initial_state": _initial(config, initial),
             "level": config.reproducibility.level,
             "overrides": without_time_limit(overrides),
             "packages": dict(here.packages),
@@ -207,14 +209,23 @@ def build_lock(
     )
 
 
+def _initial(config: RunConfig, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the first weights are: see record/initial.py."""
+    if config.initial.kind == "none":
+        return {"kind": "none"}
+    return dict(found) if found is not None else unknown("what the run starts from was not looked at")
+
+
 def recorded(config: RunConfig) -> dict[str, Any]:
     """A recipe as a lock holds it: without a time limit, which changes no number, and without `data.stages`,
-    `data.kind` and `data.packing` where they say what the first records of version 1 mean, which lack them."""
+    `data.kind`, `data.packing` and `initial` where they say what the first records of version 1 mean, without them."""
     tree: dict[str, Any] = to_tree(config)
     tree["trainer"]["max_time"] = None
     for name, none in (("stages", ()), ("kind", "text"), ("packing", False)):
         if getattr(config.data, name) == none:
             del tree["data"][name]
+    if config.initial.kind == "none":
+        del tree["initial"]
     return tree
 
 

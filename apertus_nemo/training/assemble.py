@@ -88,7 +88,7 @@ class DataModel(ApertusModule):
         It must be of the same class, since NeMo replaces the classes' `__getattr__`. The first one reads the data.
         """
         stage = DataModel(self.run_config, self._corpus, self._cache, first_step=self._first_step)
-        stage.heart = self.heart
+        stage.heart, stage.initial = self.heart, self.initial
         return stage
 
     def train_dataloader(self) -> Any:

@@ -6,7 +6,9 @@ NeMo's own `GPTModel` does the same for any GPT; importing it imports all of `ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -56,15 +58,23 @@ class ApertusModule(pl.LightningModule):
         self.sample_digests: list[bytes] = []
         self.heart = Heart()
         self.vp_stage: int | None = None  # virtual pipeline stage, if there are any
+        self.initial: Path | None = None  # folder of the weights to start from; None: they are drawn
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Build this rank's part of the model and fill it from (seed, published name)."""
+        """Build this rank's part of the model and fill it, from (seed, published name) or from a folder."""
         if hasattr(self, "module"):
             return
         if vp_stage is None and self.config.virtual_pipeline_model_parallel_size is not None:
             vp_stage = 0  # NeMo names the others only
         self.vp_stage = vp_stage
-        self.module = build_model(self.run_config, config=self.config, vp_stage=vp_stage)
+        self.module = build_model(self.run_config, config=self.config, vp_stage=vp_stage, fill=self._fill())
+
+    def _fill(self) -> Callable[..., None] | None:
+        if self.initial is None:
+            return None
+        from apertus_nemo.convert.initial import fill, weights_in
+
+        return partial(fill, weights=weights_in(self.initial, self.run_config))
 
     def forward(self, **arguments: Any) -> torch.Tensor:
         """Per-token loss [batch, sequence] on the last pipeline stage, hidden states before it."""

@@ -51,8 +51,13 @@ class Recorder(pl.Callback):
         progress: Progress,
         stop: Stop | None = None,
         heart: Heart | None = None,
+        initial_weights: str | None = None,
     ) -> None:
-        """`log` is None on every rank but the first; `stop` None on all or on no rank."""
+        """`log` is None on every rank but the first; `stop` None on all or on no rank.
+
+        `initial_weights` is the digest that the weights must have that training starts from; None where none is known.
+        """
+        self._initial_weights = initial_weights
         self._heart = heart or Heart()
         self._run = run
         self._plan = BatchPlan.from_config(run)
@@ -81,6 +86,12 @@ class Recorder(pl.Callback):
         self._heart.beat(SAVING, step)  # digesting takes as long as saving does
         state = state_digest(trainer, self._run, step)
         if step == 0:
+            weights = state.digest_of_kind("weight")
+            if self._log is not None and self._initial_weights not in (None, weights):
+                raise Differs(
+                    f"the weights to start from have the digest {weights}, "
+                    f"and {self._initial_weights} was logged of them"
+                )
             self._write(StepRecord(step=0), state)
         elif self._log is not None and self._directory.state(step).exists():
             self._compare(state)

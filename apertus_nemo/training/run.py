@@ -18,6 +18,7 @@ from apertus_nemo.recipe.typed import from_tree
 from apertus_nemo.record.canonical import sha256_hex
 from apertus_nemo.record.checkpoint_list import read_list
 from apertus_nemo.record.checkpoints import checkpoint_step
+from apertus_nemo.record.initial import expected_weights
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.seal import write_end
@@ -42,6 +43,7 @@ class Place:
     attempt: int
     corpus: Path  # a built corpus; with mixtures of built data, the folder of them
     cache: Path  # of the sample index; seen by all ranks
+    initial: Path | None = None  # weights to start from, which were hashed; None: they are drawn
     rendezvous: Path | None = None  # file through which the ranks meet; None: MASTER_ADDR and MASTER_PORT
 
 
@@ -69,6 +71,7 @@ def train_rank(
         attempt=attempt,
         corpus=Path(environment["APERTUS_CORPUS"]),
         cache=Path(environment["APERTUS_INDEX_CACHE"]),
+        initial=Path(environment["APERTUS_INITIAL"]) if "APERTUS_INITIAL" in environment else None,
         rendezvous=None if rendezvous is None else Path(rendezvous),
     )
     progress.send("phase", text="building model and data")
@@ -85,6 +88,7 @@ def train_rank(
         checkpoint=checkpoint,
         stop=stop,
         heart=heart,
+        initial_weights=expected_weights(lock),
     )
 
 
@@ -99,10 +103,12 @@ def train(
     callbacks: Sequence[pl.Callback] = (),
     stop: Stop | None = None,
     heart: Heart | None = None,
+    initial_weights: str | None = None,
 ) -> pl.Trainer:
     """Train to the end, from the step after `checkpoint` if one is given; collective over the ranks of the run.
 
-    Ends after an earlier step, with a checkpoint of it, where `stop` asks for that.
+    Ends after an earlier step, with a checkpoint of it, where `stop` asks for that. `initial_weights`: the digest
+    that the weights must have which the run starts from.
 
     `prepare_process(run)` must have run. Rank 0 writes the record.
     """
@@ -123,6 +129,7 @@ def train(
         progress=progress if log is not None else Progress(None),
         stop=stop,
         heart=heart,
+        initial_weights=initial_weights,
     )
     charts = []
     if log is not None:
@@ -137,6 +144,8 @@ def train(
     )
     model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
     model.heart = heart
+    if checkpoint is None:
+        model.initial = place.initial
     heart.beat()
     trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))
     heart.beat(ENDING)

@@ -22,6 +22,8 @@ def run_steps(
     gradients: bool = False,
     perturb: int | None = None,
     fill: float | None = None,
+    initial: str | None = None,
+    initial_weights: str | None = None,
     attempt: int = 0,
     lock_digest: str = "0" * 64,
     limits_s: list[float | None] | None = None,
@@ -30,6 +32,7 @@ def run_steps(
 
     perturb: seed of a coin that moves every initial weight to the next float, up or down (one process only).
     fill: put this value into every weight and optimizer state before a checkpoint is loaded.
+    initial: the weights to start from, of the kind that `overrides` name; initial_weights: the digest expected of them.
     limits_s: the time that each rank has; a run that is over before its last step answers where it stopped.
     The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
     """
@@ -48,6 +51,7 @@ def run_steps(
         corpus=Path(corpus),
         cache=Path(folder) / "index",
         rendezvous=Path(os.environ["RENDEZVOUS_FILE"]),
+        initial=None if initial is None else Path(initial),
     )
     start = _start(run, perturb=perturb, fill=fill)
     trainer = train(
@@ -59,6 +63,7 @@ def run_steps(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         callbacks=[start],
         stop=None if limits_s is None else Stop(time_s=limits_s[rank]),
+        initial_weights=initial_weights,
     )
     result: dict[str, Any] = {
         "step": trainer.global_step,

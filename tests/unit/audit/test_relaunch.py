@@ -20,7 +20,7 @@ from apertus_nemo.data.build import build
 from apertus_nemo.data.manifest import load
 from apertus_nemo.errors import InputError
 from apertus_nemo.launch.environment import rank_environment
-from apertus_nemo.launch.local import readable_recipe
+from apertus_nemo.launch.local import Places, readable_recipe
 from apertus_nemo.launch.show import Display
 from apertus_nemo.recipe.schema import DataStage, MixturePart
 from apertus_nemo.record.canonical import dumps, is_unknown, sha256_hex
@@ -60,9 +60,8 @@ def look(path: Path, surroundings: Surroundings = example.SURROUNDINGS, data: An
     """As `prepare`, in surroundings that a test makes."""
     record = Record.read(path)
     found = here(record, surroundings=surroundings, data=data, shell={**SHELL, "HOME": "/home/grace"})
-    return Relaunch(
-        record, found, Path("corpus"), Source(surroundings.source, b"", None), differences(record.lock, found)
-    )
+    source = Source(surroundings.source, b"", None)
+    return Relaunch(record, found, Places(Path("corpus"), Path("cache")), source, differences(record.lock, found))
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

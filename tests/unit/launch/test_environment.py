@@ -62,12 +62,8 @@ def test_the_key_goes_to_the_first_rank_and_is_written_nowhere(tmp_path: Path, m
     directory.attempt(0).mkdir(parents=True)
     monkeypatch.setattr(local.subprocess, "Popen", Process)
     monkeypatch.setattr(local.os, "environ", SHELL)
-    places = (tmp_path / "corpus", tmp_path / "cache")
-    if hasattr(local, "Start"):
-        start = local.Start(directory=directory, attempt=0, step=None, corpus=places[0], cache=places[1], claim=0)
-        ranks = local._Ranks(run, start)
-    else:
-        ranks = local._Ranks(run, directory, 0, *places)
+    places = local.Places(tmp_path / "corpus", tmp_path / "cache")
+    ranks = local._Ranks(run, local.Start(directory=directory, attempt=0, step=None, places=places, claim=0))
     ranks._start(9)
     assert [environment.get("WANDB_API_KEY") for environment in started] == [KEY, None]
     text = (directory.attempt(0) / "environment.json").read_text()

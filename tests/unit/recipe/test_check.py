@@ -28,6 +28,7 @@ def configured(**changes: Any) -> RunConfig:
     tree = copy.deepcopy(TINY)
     tree["data"]["seq_length"] = 256
     tree["schedule"]["train_samples"] = 640
+    tree.setdefault("initial", {"kind": "none", "path": None, "step": None})  # optional: not in the first records
     for key, value in changes.items():
         section, _, name = key.partition("__")
         tree[section][name] = value
@@ -135,6 +136,24 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"data__kind": "chat", "data__goldfish": False, "data__stages": [{"name": "one", "from_sample": 0}]},
         "data.stages.0.name=one, data.kind=chat: a run reads one set of conversations; build one from all files, and leave the stages out",
         {"data__stages": [{"name": "one", "from_sample": 0}]},
+    ),
+    (
+        "initial_path",
+        {"initial__kind": "run"},
+        "initial.path=null, initial.kind=run: weights that are read lie in a folder; name it, or set initial.kind=none",
+        {"initial__kind": "run", "initial__path": "runs/a"},
+    ),
+    (
+        "initial_path",
+        {"initial__path": "runs/a"},
+        "initial.path=runs/a, initial.kind=none: weights are drawn from trainer.seed, so the path would be ignored; set initial.kind to run or hugging_face, or initial.path=null",
+        {},
+    ),
+    (
+        "initial_path",
+        {"initial__kind": "hugging_face", "initial__path": "hf", "initial__step": 3},
+        "initial.step=3, initial.kind=hugging_face: only a run has checkpoints of several steps; set initial.step=null, or initial.kind=run",
+        {"initial__kind": "run", "initial__path": "hf", "initial__step": 3},
     ),
     (
         "data_stages",  # each of its rules: test_stage_rules.py

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from apertus_nemo.convert.hf_config import from_hf, to_hf
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.compose import compose
+from apertus_nemo.recipe.hf_config import from_hf, to_hf
 from apertus_nemo.recipe.schema import ModelConfig
 
 
