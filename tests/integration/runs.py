@@ -82,7 +82,10 @@ class Run:
 class Runs:
     """Makes each run once; see `tests.cases.training:run_steps` for the options."""
 
-    def __init__(self, parent: Parent, corpus: Path, folder: Path) -> None:
+    def __init__(
+        self, parent: Parent, corpus: Path, folder: Path, *, function: str = "tests.cases.training:run_steps"
+    ) -> None:
+        self._function = function
         self._parent, self._corpus, self._folder = parent, corpus, folder
         self._done: dict[Any, Run] = {}
         self._count = 0
@@ -91,7 +94,7 @@ class Runs:
         self, layout: str, *overrides: str, again: int = 0, checkpoint: Path | None = None, **options: Any
     ) -> Run:
         """`again`: the number of a repetition, which is a run of its own."""
-        key = (layout, overrides, again, checkpoint, tuple(sorted(options.items())))
+        key = (layout, overrides, again, checkpoint, str(sorted(options.items())))
         if key not in self._done:
             self._count += 1
             folder = self._folder / f"{self._count:03d}-{layout}"
@@ -106,7 +109,7 @@ class Runs:
                 **options,
             }
             ranks = self._parent.run(
-                "tests.cases.training:run_steps",
+                self._function,
                 world_size=world_size,
                 arguments=arguments,
                 timeout_s=150.0,

@@ -80,6 +80,14 @@ def test_its_later_steps_stay_within_what_an_ulp_shows(runs: Callable[..., Run],
     assert all(s <= a for s, a in zip(seen, allowed, strict=True)), [seen, allowed]
 
 
+@pytest.mark.parametrize("layout", ["pp2", "pp2_vpp2", pytest.param("pp4_vpp2", marks=pytest.mark.full)])
+def test_a_pipeline_alone_changes_no_bit(runs: Callable[..., Run], layout: str) -> None:
+    """Each sum has the terms that it has on one process, in the same order."""
+    one = single(runs, layout)
+    assert runs(layout).steps == one.steps
+    assert runs(layout).directory.state(STEPS).read_bytes() == one.directory.state(STEPS).read_bytes()
+
+
 @pytest.mark.parametrize("layout", layouts())
 def test_xielus_scalars_are_equal_on_all_ranks(runs: Callable[..., Run], layout: str) -> None:
     """Under tensor parallelism each rank holds a copy, and computes its gradient from a part of the neurons."""
