@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "first_step": ["--pairs", "1"],
     "record_cost": ["--pairs", "10"],
     "kills": ["--kills", "6"],
+    "squashfs": ["--rounds", "1", "--mib", "50", "--files", "1000"],
     "layouts": ["--layouts", "cp2", "pp2_vpp2"],
 }
 
