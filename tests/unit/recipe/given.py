@@ -5,6 +5,6 @@ from __future__ import annotations
 GIVEN = {
     "apertus_8b_pretrain": ["data.path=/data", *(f"data.stages.{i}.seed={40 + i}" for i in range(1, 4))],
     "apertus_70b_pretrain": ["data.path=/data", *(f"data.stages.{i}.seed={40 + i}" for i in range(1, 5))],
-    "apertus_8b_sft": ["data.path=/data"],
-    "apertus_70b_sft": ["data.path=/data"],
+    "apertus_8b_sft": ["data.path=/data", "initial.path=/weights"],
+    "apertus_70b_sft": ["data.path=/data", "initial.path=/weights"],
 }
