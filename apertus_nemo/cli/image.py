@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "list": ("apertus_nemo.cli.image_list", "list families and versions: what is in each, for which machine"),
     "diff": ("apertus_nemo.cli.image_diff", "say what changed between two images, and what it may do"),
     "publish": ("apertus_nemo.cli.image_publish", "push a built image, with what refers to it, once and for ever"),
+    "apptainer": ("apertus_nemo.cli.image_apptainer", "print the definition file of an image for Apptainer"),
     "lock": ("apertus_nemo.cli.image_lock", "resolve a definition: every package, with version and hash"),
 }
 
