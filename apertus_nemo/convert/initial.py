@@ -19,6 +19,7 @@ from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.model.layout import Range, pieces, published_shapes
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
 from apertus_nemo.record.initial import RUN
+from apertus_nemo.record.state import published_name
 
 
 class Weights(ABC):
@@ -81,7 +82,7 @@ def fill(
             covered = 0
             blocks = pieces(parameter, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=layer_offset)
             for piece in sorted(blocks, key=lambda block: block.name):  # of Q, K and V in turn; each is read once
-                values = weights.block(piece.name, piece.rows, piece.cols)
+                values = weights.block(published_name(piece.name), piece.rows, piece.cols)
                 local = matrix[slice(*piece.local_rows), slice(*piece.local_cols)]
                 if local.shape != values.shape:
                     raise InputError(f"{piece.name} has another shape than this model's {piece.shape}")

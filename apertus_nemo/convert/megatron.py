@@ -28,6 +28,7 @@ from apertus_nemo.recipe.schema import ModelConfig
 
 _PREFIX = "module."  # of a model inside NeMo's; Megatron's own checkpoints have none
 _LAYERS = re.compile(r"decoder\.layers\.(?!\d)(?P<inner>.+)")  # all layers of one parameter, stacked
+_SCALARS = (".act_fn.alpha_p", ".act_fn.alpha_n")  # may stand there once a tensor-parallel rank: the first's are taken
 _OPTIMIZER = ("optimizer.", "chained_")
 
 
@@ -84,7 +85,8 @@ class MegatronWeights:
                     wrong.append(f"{key} is no tensor of an Apertus model")
                     break
                 expected = _shape(blocks)
-                if (shape if layer is None else shape[1:]) != expected:
+                held = shape if layer is None else shape[1:]
+                if held != expected and not (blocks[0].name.endswith(_SCALARS) and len(held) == 1):
                     wrong.append(f"{key} has the shape {shape}, and the model wants {expected} in each layer")
                     break
                 for block in blocks:

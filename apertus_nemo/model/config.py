@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.errors import ApertusError
 from apertus_nemo.model.init import initialise
 from apertus_nemo.model.layer_spec import check_layer_spec, layer_spec
 from apertus_nemo.model.layout import partition_dim
@@ -26,13 +26,7 @@ from apertus_nemo.recipe.stages import StagePlan
 
 def _check(run: RunConfig) -> None:
     """Refuse, before anything is built, what no module here can do."""
-    model = run.model
-    check_layer_spec(model.layer_spec)
-    if model.xielu_tensor_parallel_gradient != "as_intended":
-        raise InputError(
-            f"model.xielu_tensor_parallel_gradient is {model.xielu_tensor_parallel_gradient!r}: "
-            "only 'as_intended' exists so far"
-        )
+    check_layer_spec(run.model.layer_spec)
 
 
 def transformer_config_kwargs(run: RunConfig) -> dict[str, Any]:

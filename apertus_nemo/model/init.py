@@ -29,6 +29,7 @@ import numpy as np
 from apertus_nemo.errors import ApertusError
 from apertus_nemo.model.layout import Range, pieces
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
+from apertus_nemo.record.state import published_name
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +203,7 @@ def initialise(model_chunk: torch.nn.Module, run: RunConfig, *, tp_rank: int, tp
             for piece in pieces(parameter, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=layer_offset):
                 values = torch.from_numpy(
                     initial_values(
-                        piece.name,
+                        published_name(piece.name),
                         piece.shape,
                         piece.rows,
                         piece.cols,

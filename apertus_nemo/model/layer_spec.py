@@ -29,7 +29,12 @@ LAYER_SPECS = ("local", "transformer_engine")
 
 
 def _xielu(model: ModelConfig) -> Any:
-    return ModuleSpec(module=XIELU, params={"beta": model.xielu_beta, "eps": model.xielu_eps})
+    params = {
+        "beta": model.xielu_beta,
+        "eps": model.xielu_eps,
+        "tensor_parallel_gradient": model.xielu_tensor_parallel_gradient,
+    }
+    return ModuleSpec(module=XIELU, params=params)
 
 
 def check_layer_spec(name: str) -> None:

@@ -48,6 +48,7 @@ _REPLICATED = {
     "mlp.activation_func.alpha_p": "mlp.act_fn.alpha_p",
     "mlp.activation_func.alpha_n": "mlp.act_fn.alpha_n",
 }
+_SCALARS = ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n")
 _COLUMN_PARALLEL = {"mlp.linear_fc1.weight": "mlp.up_proj.weight"}  # output rows are cut
 _ROW_PARALLEL = {  # input columns are cut
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
@@ -92,6 +93,21 @@ def published_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes.update({f"model.layers.{index}.{name}": shape for name, shape in layer.items()})
     shapes["model.norm.weight"] = (model.hidden_size,)
     shapes["lm_head.weight"] = (model.vocab_size, model.hidden_size)
+    return shapes
+
+
+def held_shapes(model: ModelConfig, tp_size: int) -> dict[str, tuple[int, ...]]:
+    """As `published_shapes`, and the tensors that ranks hold beside the published ones, under names of their own.
+
+    With `xielu_tensor_parallel_gradient` "as_published", each tensor-parallel rank has its own scalars of xIELU. Those
+    of the first are the published ones; those of rank r are called `...act_fn.alpha_p.tp<r>`. Not in the list with
+    "as_published_restart": there, no checkpoint holds those.
+    """
+    shapes = published_shapes(model)
+    if model.xielu_tensor_parallel_gradient == "as_published":
+        for layer in range(model.num_layers):
+            for name in _SCALARS:
+                shapes |= {f"model.layers.{layer}.{name}.tp{rank}": (1,) for rank in range(1, tp_size)}
     return shapes
 
 
@@ -183,7 +199,8 @@ def pieces(
         return _qkv(prefix, model, tp_rank, tp_size)
     if inner in _REPLICATED:
         name = _REPLICATED[inner]
-        return (_whole(prefix + name, shapes[name]),)
+        own = name in _SCALARS and tp_rank > 0 and model.xielu_tensor_parallel_gradient != "as_intended"
+        return (_whole(prefix + name + (f".tp{tp_rank}" if own else ""), shapes[name]),)
     if inner in _COLUMN_PARALLEL:
         name = _COLUMN_PARALLEL[inner]
         return (_rows(prefix + name, shapes[name], tp_rank, tp_size),)

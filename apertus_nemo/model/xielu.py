@@ -81,17 +81,27 @@ class XIELU(torch.nn.Module):
     sum over the slices, taken inside the backward pass ("as_intended"). It is the same with sequence parallelism,
     where this activation still sees every token. The parameters therefore carry no `sequence_parallel` mark
     (Megatron would sum again), and `tensor_model_parallel` is False: the gradient norm counts them once.
+
+    "as_published": no sum is taken, as in the published runs (read from swiss-ai/Megatron-LM: its gradients are summed
+    for marked parameters only, and these had no mark). Each tensor-parallel rank trains scalars of its own from its
+    slice; the gradient norm counts the first rank's. Checkpoints hold all of them, [tensor-parallel size] a layer.
+    "as_published_restart": the same, with checkpoints that hold the first rank's alone, which all ranks take on a
+    restart, as the published runs did.
     """
 
-    def __init__(self, config: Any, *, beta: float = 0.5, eps: float = -1e-6) -> None:
+    def __init__(
+        self, config: Any, *, beta: float = 0.5, eps: float = -1e-6, tensor_parallel_gradient: str = "as_intended"
+    ) -> None:
         super().__init__()
         self.beta, self.eps = beta, eps
+        self.summed = tensor_parallel_gradient == "as_intended"
+        self.kept = tensor_parallel_gradient == "as_published"
         self.alpha_p = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
         self.alpha_n = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply xIELU elementwise."""
-        group = parallel_state.get_tensor_model_parallel_group(check_initialized=False)
+        group = parallel_state.get_tensor_model_parallel_group(check_initialized=False) if self.summed else None
         result: Tensor = _XIELU.apply(  # type: ignore[no-untyped-call]
             x, self.alpha_p, self.alpha_n, self.beta, self.eps, group
         )
@@ -100,7 +110,8 @@ class XIELU(torch.nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> Any:
-        """For torch_dist checkpoints: replicated over tensor-parallel ranks, one pair for each layer."""
+        """For torch_dist checkpoints: one pair for each layer, or, "as_published", one for each rank of each layer."""
+        axes = {"alpha_p": 0, "alpha_n": 0} if self.kept else {}
         return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True), prefix, {}, sharded_offsets
+            self.state_dict(prefix="", keep_vars=True), prefix, axes, sharded_offsets
         )

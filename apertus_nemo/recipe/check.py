@@ -541,6 +541,13 @@ NOT_BITWISE = (
         reason="nodes may differ in their best instruction set, and AVX-512 and AVX2 differ in the last bits",
         remedy="set reproducibility.instruction_set=avx2",
     ),
+    Unbound(
+        keys=("model.xielu_tensor_parallel_gradient",),
+        applies=lambda c: c.model.xielu_tensor_parallel_gradient == "as_published_restart",
+        reason="on a restart every tensor-parallel rank takes the first one's scalars of xIELU, so a run that was "
+        "stopped ends elsewhere than one that was not",
+        remedy="set model.xielu_tensor_parallel_gradient=as_published, or reproducibility=relaxed",
+    ),
 )
 
 

@@ -35,7 +35,7 @@ class ModelConfig:
     xielu_eps: float = -1e-6  # upper bound of the argument of expm1 in xIELU
     xielu_alpha_p_init: float = 0.8  # effective (after softplus) slope scalar of the positive branch
     xielu_alpha_n_init: float = 0.8  # effective scalar of the negative branch, beta included
-    xielu_tensor_parallel_gradient: str = "as_intended"  # "as_intended": summed over TP ranks
+    xielu_tensor_parallel_gradient: str = "as_intended"  # summed over TP ranks; "as_published": not, each has its own
     layer_spec: str = "local"  # "local" (plain Megatron, CPU) or "transformer_engine"
 
 

@@ -79,7 +79,10 @@ ALLOWED: dict[str, Allowed] = {
     "model.xielu_alpha_p_init": Allowed("it is the result of a softplus", low=0, high=1e3, above=True),
     "model.xielu_alpha_n_init": Allowed("it is xielu_beta plus the result of a softplus", low=0, high=1e3, above=True),
     "model.xielu_tensor_parallel_gradient": _choice(
-        "the sum over tensor-parallel ranks is the gradient of the published formula", "as_intended"
+        "the sum over tensor-parallel ranks is the gradient of the published formula; the published runs took none",
+        "as_intended",
+        "as_published",
+        "as_published_restart",
     ),
     "model.layer_spec": _choice(
         "one is plain Megatron, which the CPU runs; the other is for GPUs", "local", "transformer_engine"

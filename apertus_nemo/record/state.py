@@ -12,6 +12,7 @@ What the lanes are: docs/state-digest.md. Pure Python: reading a record needs ne
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from apertus_nemo.record.canonical import dumps, from_hex_word, hex_word, loads_
 
 FORMAT = 1  # of the state digest and of the file
 LANES = 4
+_OWN = re.compile(r"(?<=\.act_fn\.alpha_[pn])\.tp[1-9][0-9]*\Z")  # see model/layout.py
 KINDS = ("weight", "master", "exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
 ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}  # by dtype
 
@@ -84,8 +86,8 @@ class StateDigest:
         return digest_of(self.tensors)
 
     def digest_of_kind(self, kind: str) -> str:
-        """The same over the tensors of one kind: "weight" is what an exported checkpoint can be held against."""
-        return digest_of([tensor for tensor in self.tensors if tensor.kind == kind])
+        """The same over the published tensors of one kind: "weight" is what an exported checkpoint is held against."""
+        return digest_of([tensor for tensor in self.tensors if tensor.kind == kind and not is_own(tensor.name)])
 
     def to_bytes(self) -> bytes:
         """The file `states/step-NNNNNNNNN.json`: canonical JSON."""
@@ -121,6 +123,16 @@ class StateDigest:
                 "it was changed after it was written"
             )
         return state
+
+
+def is_own(name: str) -> bool:
+    """Whether a tensor is a tensor-parallel rank's own, beside the published one of its layer."""
+    return published_name(name) != name
+
+
+def published_name(name: str) -> str:
+    """The published tensor that a rank's own stands beside: `...act_fn.alpha_p` of `...act_fn.alpha_p.tp3`."""
+    return _OWN.sub("", name)
 
 
 def digest_of(tensors: Iterable[TensorDigest]) -> str:

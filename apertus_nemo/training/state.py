@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from megatron.core import parallel_state
 
 from apertus_nemo.model.config import layer_offset
-from apertus_nemo.model.layout import Piece, pieces, published_shapes
+from apertus_nemo.model.layout import Piece, held_shapes, pieces
 from apertus_nemo.optim.ademamix import STATES
 from apertus_nemo.optim.module import logical_states
 from apertus_nemo.recipe.schema import RunConfig
@@ -27,6 +27,7 @@ def state_digest(trainer: pl.Trainer, run: RunConfig, step: int) -> StateDigest:
     """
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    expected = held_shapes(run.model, tp_size)
     found: list[Contribution] = []
     layout: dict[tuple[int, str], tuple[tuple[int, ...], tuple[Piece, ...]]] = {}
     strategy: Any = trainer.strategy
@@ -36,7 +37,8 @@ def state_digest(trainer: pl.Trainer, run: RunConfig, step: int) -> StateDigest:
             model = model.module
         offset = layer_offset(model)
         for name, parameter in model.named_parameters():
-            held = pieces(name, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=offset)
+            every = pieces(name, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=offset)
+            held = tuple(piece for piece in every if piece.name in expected)
             layout[index, name] = tuple(parameter.shape), held
             found += parameter_contributions(parameter.detach(), held, "weight")
     for optimizer in trainer.optimizers:
@@ -44,5 +46,5 @@ def state_digest(trainer: pl.Trainer, run: RunConfig, step: int) -> StateDigest:
             shape, held = layout[index, name]
             found += shard_contributions(shard.detach(), start, shape, held, kind)
     kinds = ["weight", *STATES] + (["master"] if run.trainer.precision == "bf16" else [])
-    tensors = collect(found, expected=published_shapes(run.model), kinds=kinds)
+    tensors = collect(found, expected=expected, kinds=kinds)
     return StateDigest.of(step, tensors.values())

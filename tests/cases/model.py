@@ -688,7 +688,6 @@ def refusals(rank: int, world_size: int) -> dict[str, list[Any]]:
     start(rank, world_size, run)
     attempt("unknown", transformer_config_kwargs, run_config(layer_spec="flash"))
     attempt("transformer_engine", transformer_config_kwargs, run_config(layer_spec="transformer_engine"))
-    attempt("as_published", transformer_config_kwargs, run_config(xielu_tensor_parallel_gradient="as_published"))
     virtual = run_config(pp=2, vpp=2)
     for name in ("batch_p2p_comm", "deallocate_pipeline_outputs"):
         config = SimpleNamespace(**{**transformer_config_kwargs(virtual), name: True})

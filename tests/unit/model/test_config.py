@@ -39,11 +39,6 @@ def test_what_cannot_be_built_is_said(parent: Parent) -> None:
     expected = {
         "unstarted": ["ApertusError", 4, "build_model: Megatron's parallel state is not initialised"],
         "unknown": ["InputError", 2, "model.layer_spec is 'flash': must be one of local, transformer_engine"],
-        "as_published": [
-            "InputError",
-            2,
-            "model.xielu_tensor_parallel_gradient is 'as_published': only 'as_intended' exists so far",
-        ],
         "batch_p2p_comm": [
             "ApertusError",
             4,

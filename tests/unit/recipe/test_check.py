@@ -366,6 +366,11 @@ def test_several_findings_of_one_setting() -> None:
         "trainer.num_nodes=2, cluster.kind=local: ranks are processes on this machine, which is one node; set trainer.num_nodes=1 and give the ranks as trainer.devices",
         "reproducibility.level=bitwise, reproducibility.instruction_set=native, trainer.num_nodes=2: nodes may differ in their best instruction set, and AVX-512 and AVX2 differ in the last bits; set reproducibility.instruction_set=avx2",
     ]
+    with pytest.raises(InputError) as error:
+        check(configured(model__xielu_tensor_parallel_gradient="as_published_restart"))
+    assert str(error.value) == (
+        "reproducibility.level=bitwise, model.xielu_tensor_parallel_gradient=as_published_restart: on a restart every tensor-parallel rank takes the first one's scalars of xIELU, so a run that was stopped ends elsewhere than one that was not; set model.xielu_tensor_parallel_gradient=as_published, or reproducibility=relaxed"
+    )
     relaxed = configured(trainer__num_nodes=2, reproducibility__level="relaxed")
     assert [f.keys[0] for f in find(relaxed)] == ["trainer.num_nodes"]
     with pytest.raises(InputError) as error:

@@ -1,0 +1,63 @@
+"""xIELU's scalars as the published runs trained them: each tensor-parallel rank its own, kept, resumed and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from apertus_nemo.record.state import StateDigest, is_own, published_name
+from apertus_nemo.testing.ranks import Parent
+from tests.integration.runs import SAVED_STEP, STEPS, Run
+from tests.integration.test_export import exported, logged
+
+PUBLISHED = "model.xielu_tensor_parallel_gradient=as_published"
+
+
+def lanes(run: Run, step: int) -> dict[tuple[str, str], object]:
+    """Of xIELU's scalars and their optimizer states."""
+    path = run.directory.state(step)
+    state = StateDigest.from_bytes(path.read_bytes(), what="state")
+    return {(t.name, t.kind): t.lanes for t in state.tensors if ".act_fn." in t.name}
+
+
+def test_one_rank_is_as_intended(runs: Callable[..., Run]) -> None:
+    assert runs("one", PUBLISHED).steps == runs("one").steps
+
+
+def test_each_rank_trains_its_own(runs: Callable[..., Run]) -> None:
+    intended, published = runs("tp2"), runs("tp2", PUBLISHED)
+    first, last = lanes(published, 0), lanes(published, STEPS)
+    own = {key for key in last if is_own(key[0])}
+    assert {name for name, _ in own} == {f"{name}.tp1" for name, _ in lanes(intended, STEPS)}
+    for name, kind in own:
+        beside = published_name(name), kind
+        assert first[name, kind] == first[beside]  # all begin alike
+        assert last[name, kind] != last[beside]  # and see other slices
+    assert published.steps[1].loss == intended.steps[1].loss
+    assert published.steps[1].grad_norm != intended.steps[1].grad_norm
+    assert published.steps[STEPS].loss != intended.steps[STEPS].loss
+
+
+def test_what_was_stopped_goes_on_with_all_of_them(runs: Callable[..., Run]) -> None:
+    whole = runs("tp2", PUBLISHED)
+    rest = runs("tp2", PUBLISHED, checkpoint=whole.directory.checkpoint(SAVED_STEP))
+    assert rest.steps == {number: record for number, record in whole.steps.items() if number > SAVED_STEP}
+    assert rest.directory.state(STEPS).read_bytes() == whole.directory.state(STEPS).read_bytes()
+
+
+def test_exports_hold_those_of_the_first_rank(runs: Callable[..., Run], parent: Parent, tmp_path: Path) -> None:
+    run = runs("tp2", PUBLISHED)
+    answer = exported(parent, run, tmp_path / "out", PUBLISHED)
+    assert answer["digest"] == logged(run)
+
+
+def test_restarts_as_the_published_runs_had_them(runs: Callable[..., Run]) -> None:
+    """All ranks take the first one's, and go on elsewhere than the run that was not stopped."""
+    restart = (f"{PUBLISHED}_restart", "reproducibility=relaxed")
+    whole = runs("tp2", *restart)
+    assert whole.steps[STEPS].loss == runs("tp2", PUBLISHED).steps[STEPS].loss  # nobody restarted it
+    assert not any(is_own(name) for name, _ in lanes(whole, STEPS))
+    rest = runs("tp2", *restart, checkpoint=whole.directory.checkpoint(SAVED_STEP))
+    assert rest.steps[SAVED_STEP + 1].batch_digest == whole.steps[SAVED_STEP + 1].batch_digest
+    assert rest.steps[STEPS].loss != whole.steps[STEPS].loss
+    assert abs(rest.steps[STEPS].loss - whole.steps[STEPS].loss) < 0.01  # type: ignore[operator]
