@@ -19,6 +19,7 @@ from apertus_nemo.recipe.check import check
 from apertus_nemo.recipe.compose import available, compose, parse_multirun
 from apertus_nemo.recipe.locate import packaged_recipes
 from apertus_nemo.recipe.schema import to_tree
+from tests.unit.recipe.given import GIVEN
 
 # Overrides whose meaning Hydra knows best.
 GRAMMAR = [
@@ -194,9 +195,9 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_every_packaged_recipe_can_run() -> None:
-    """Those of the published runs want a cluster and what nobody published: tests/unit/recipe/test_stages.py."""
+    """On this machine; those of the published runs: tests/unit/recipe/test_published.py and test_stages.py."""
     for name in (name for name in available("recipe") if name.startswith("tiny_")):
-        resolved = compose(name)
+        resolved = compose(name, GIVEN.get(name, []))
         assert resolved.config.name == name
         check(resolved.config)
 

@@ -12,8 +12,9 @@ from apertus_nemo.recipe.compose import compose
 from apertus_nemo.recipe.suggest import ABBREVIATIONS, nearest
 from apertus_nemo.recipe.typed import leaf_keys
 
-# "$ override", then the message, then an empty line.
-TEXTS = (Path(__file__).parent / "errors.txt").read_text().strip().split("\n\n")
+# "$ override", then the message, then an empty line; RECIPES: the names of all packaged recipes.
+RECIPES = ", ".join(sorted(path.stem for path in (Path(__file__).parents[3] / "recipes" / "recipe").glob("*.yaml")))
+TEXTS = (Path(__file__).parent / "errors.txt").read_text().replace("RECIPES", RECIPES).strip().split("\n\n")
 MESSAGES = {override.removeprefix("$ "): message for override, message in (t.split("\n", 1) for t in TEXTS)}
 
 
@@ -50,9 +51,7 @@ def test_unknown_recipe_by_argument() -> None:
     with pytest.raises(InputError) as error:
         compose("tiny_pretrian")
     assert str(error.value) == (
-        "recipe=tiny_pretrian does not exist; did you mean recipe=tiny_pretrain? (there are: "
-        "apertus_70b_pretrain, apertus_70b_sft, apertus_8b_pretrain, apertus_8b_sft, "
-        "tiny_pretrain, tiny_sft, tiny_stages)"
+        f"recipe=tiny_pretrian does not exist; did you mean recipe=tiny_pretrain? (there are: {RECIPES})"
     )
 
 
