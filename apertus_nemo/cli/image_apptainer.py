@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         **explained(
             "Print the definition file of an image for Apptainer or Singularity.",
             examples={
-                f"apertus-nemo image apptainer cpu 127.0.0.1:5000/apertus/cpu@sha256:{'1' * 64}": "to a terminal"
+                'apertus-nemo image apptainer cpu "$IMAGE"': "to a terminal, where IMAGE is HOST/NAME@sha256:DIGEST"
             },
             exit_codes={0: "printed", 2: "no such family, or a reference without a digest"},
         ),
