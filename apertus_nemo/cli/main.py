@@ -23,6 +23,7 @@ GROUPS = {
         "relaunch": ("apertus_nemo.cli.relaunch", "do a run again from its record alone, and prove it"),
         "compare": ("apertus_nemo.cli.compare", "say whether two runs are identical, or what differs first"),
         "verify": ("apertus_nemo.cli.verify", "check that the record of a run is as it was written"),
+        "lineage": ("apertus_nemo.cli.lineage", "walk back from a model to the run that drew its weights"),
         "record": ("apertus_nemo.cli.record", "copy the record of a run to another place, and back"),
     },
     "plan a run": {
