@@ -69,6 +69,7 @@ NOT_PINNED = {
     "s3fs": "copies records; no run imports it",
     "s3transfer": "of boto3",
     "sortedcontainers": "of hypothesis",
+    "spython": "reads definition files of Apptainer in tests",
     "uv": "puts packages in place",
     "wandb": "shows curves of values that it is given; none comes back",
     "xmltodict": "of moto",
