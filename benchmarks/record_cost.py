@@ -95,7 +95,7 @@ def measure(folder: Path, corpus: Path, pairs: int) -> list[tuple[dict[bool, flo
             run,
             directory,
             lock_digest="0" * 64,
-            place=Place(0, 0, directory.new_attempt(), corpus, folder / "index", folder / "rendezvous"),
+            place=Place(0, 0, directory.new_attempt(), corpus, folder / "index", rendezvous=folder / "rendezvous"),
             progress=Progress(launcher.stdin.fileno()),
             callbacks=[clock],
             stop=Stop(time_s=1e6),

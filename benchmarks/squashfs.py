@@ -6,17 +6,15 @@ Makes an image of that size (Python's own sources, and data that hardly shrinks,
 hides part of the second), in a folder of its own. Then by turns: ours, a process of its own, and `umoci unpack` with
 `mksquashfs` of the same version, compressor, level and block size. Prints medians with quartiles, ratios of each round,
 the peak memory of both of our processes together, and how many different files came out under other numbers of
-processors, clocks, umasks and temporary folders. Goals: a ratio of at most 1; at most 512 MiB; one file. Needs umoci,
-squashfs-tools and taskset, faketime for another clock where it is there, and root for umoci's sake.
+processors, SOURCE_DATE_EPOCH, umasks and temporary folders. Goals: a ratio of at most 1; at most 512 MiB; one file.
+Needs umoci, squashfs-tools and taskset, and root for umoci's sake.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +22,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from figures import Figure, finish
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -155,12 +155,6 @@ def different(layout: Path, folder: Path) -> int:
     return len(found)
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
-
-
 def main() -> int:
     """Print the table; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -184,24 +178,15 @@ def main() -> int:
             rounds.append((*mine, first or theirs(layout, folder / "b")))
         files = different(layout, folder)
         sizes = [(folder / one).stat().st_size / 2**20 for one in ("a.sqsh", "b.sqsh")]
-    table = {
-        "ours, s": spread([one[0] for one in rounds]),
-        "umoci + mksquashfs, s": spread([one[2] for one in rounds]),
-        "ratio": spread([one[0] / one[2] for one in rounds]),
-        "peak memory, MiB": spread([one[1] for one in rounds]),
-        "our file, MiB": (sizes[0],) * 3,
-        "their file, MiB": (sizes[1],) * 3,
-        "different files of 3": (float(files),) * 3,
-    }
-    if options.json:
-        print(json.dumps(table, indent=2, sort_keys=True))
-    else:
-        for label, (low, middle, high) in table.items():
-            print(f"  {label:24} {middle:8.3f}   quartiles {low:.3f} .. {high:.3f}")
-    met = table["ratio"][1] <= RATIO_GOAL and table["peak memory, MiB"][2] <= MEMORY_GOAL_MIB and files == 1
-    goals = f"ratio <= {RATIO_GOAL:.0f}, memory <= {MEMORY_GOAL_MIB} MiB, one file"
-    print(f"goals ({goals}): {'met' if met else 'MISSED'}", file=sys.stderr)
-    return 0 if met else 1
+    figures = [
+        Figure.of("image to `.sqsh`, ours", [one[0] for one in rounds], unit="s"),
+        Figure.of("the same, umoci unpack and mksquashfs", [one[2] for one in rounds], unit="s"),
+        Figure.of("ours over theirs", [one[0] / one[2] for one in rounds], unit="x", at_most=RATIO_GOAL),
+        Figure.of("most memory of ours", [one[1] for one in rounds], unit="MiB", at_most=MEMORY_GOAL_MIB),
+        Figure.of("size of our file over theirs", [sizes[0] / sizes[1]], unit="x"),
+        Figure.of("different files of 3", [files], unit="files", at_most=1),
+    ]
+    return finish(figures, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ def main() -> int:
         for name in (directory.steps, directory.states, directory.attempt(0), directory.checkpoints):
             name.mkdir(parents=True)
         cache = default_cache(os.environ)
-        place = Place(0, 0, 0, embedded(cache / "corpus", 4096), Path(folder) / "index", Path(folder) / "rendezvous")
+        place = Place(
+            0, 0, 0, embedded(cache / "corpus", 4096), Path(folder) / "index", rendezvous=Path(folder) / "rendezvous"
+        )
         train(run, directory, lock_digest="0" * 64, place=place, progress=Progress(None), callbacks=[Pairs()])
     skip = 5  # the first steps allocate; the last saves a checkpoint
     ratios = [theirs[i] / ours[i] for i in range(skip, len(ours) - 1)]
