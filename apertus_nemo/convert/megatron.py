@@ -23,12 +23,11 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from apertus_nemo.convert.unpickle import check_metadata
 from apertus_nemo.errors import ApertusError, InputError
-from apertus_nemo.model.layout import Piece, pieces, published_shapes
+from apertus_nemo.model.layout import SCALARS, Piece, pieces, published_shapes
 from apertus_nemo.recipe.schema import ModelConfig
 
 _PREFIX = "module."  # of a model inside NeMo's; Megatron's own checkpoints have none
 _LAYERS = re.compile(r"decoder\.layers\.(?!\d)(?P<inner>.+)")  # all layers of one parameter, stacked
-_SCALARS = (".act_fn.alpha_p", ".act_fn.alpha_n")  # may stand there once a tensor-parallel rank: the first's are taken
 _OPTIMIZER = ("optimizer.", "chained_")
 
 
@@ -86,7 +85,9 @@ class MegatronWeights:
                     break
                 expected = _shape(blocks)
                 held = shape if layer is None else shape[1:]
-                if held != expected and not (blocks[0].name.endswith(_SCALARS) and len(held) == 1):
+                if held != expected and not (
+                    blocks[0].name.endswith(SCALARS) and len(held) == 1
+                ):  # of each rank; rank 0's are taken
                     wrong.append(f"{key} has the shape {shape}, and the model wants {expected} in each layer")
                     break
                 for block in blocks:

@@ -14,7 +14,7 @@ from typing import Any
 
 from apertus_nemo.data.chat_format import ROLES, Conversation, Turn
 from apertus_nemo.data.sources import RowReader
-from apertus_nemo.errors import InputError
+from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.recipe.text import shorten
 
 KEY = "messages"
@@ -26,6 +26,9 @@ class ChatReader(RowReader[Conversation]):
     Raises (while iterating):
         InputError: what RowReader raises, and a row that is no conversation with something to learn in it.
     """
+
+    def _whole(self, text: str) -> Conversation:
+        raise ApertusError(f"{self.source.label}: was opened as a text, and conversations are rows of JSONL")
 
     def _take(self, record: dict[str, Any], where: str) -> Conversation:
         place, where = f"{self.source.name}{where}", f"{self.source.label}{where}"

@@ -18,6 +18,7 @@ import lzma
 import os
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Generic, TypeVar
@@ -85,7 +86,7 @@ def find(inputs: Sequence[str], *, format: str | None = None) -> list[Source]:
     return list(sources.values())
 
 
-class RowReader(Generic[T]):
+class RowReader(ABC, Generic[T]):
     """What one source holds, in order; `size_bytes` and `sha256` are known once all is read.
 
     Raises (while iterating):
@@ -100,13 +101,13 @@ class RowReader(Generic[T]):
         self.sha256 = ""
         self.empty_documents = 0
 
+    @abstractmethod
     def _whole(self, text: str) -> T:
         """What a file of plain text holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, record: dict[str, Any], where: str) -> T | None:
         """What a record holds, which has `text_key`; None: nothing, it is left out. `where`: ", line 3" or the like."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[T]:
         raw = _Hashing(self._guard(self.source.open))

@@ -48,7 +48,8 @@ _REPLICATED = {
     "mlp.activation_func.alpha_p": "mlp.act_fn.alpha_p",
     "mlp.activation_func.alpha_n": "mlp.act_fn.alpha_n",
 }
-_SCALARS = ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n")
+# xIELU's, within a layer: of a rank alone where its gradients are not summed
+SCALARS = ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n")
 _COLUMN_PARALLEL = {"mlp.linear_fc1.weight": "mlp.up_proj.weight"}  # output rows are cut
 _ROW_PARALLEL = {  # input columns are cut
     "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
@@ -106,7 +107,7 @@ def held_shapes(model: ModelConfig, tp_size: int) -> dict[str, tuple[int, ...]]:
     shapes = published_shapes(model)
     if model.xielu_tensor_parallel_gradient == "as_published":
         for layer in range(model.num_layers):
-            for name in _SCALARS:
+            for name in SCALARS:
                 shapes |= {f"model.layers.{layer}.{name}.tp{rank}": (1,) for rank in range(1, tp_size)}
     return shapes
 
@@ -199,7 +200,7 @@ def pieces(
         return _qkv(prefix, model, tp_rank, tp_size)
     if inner in _REPLICATED:
         name = _REPLICATED[inner]
-        own = name in _SCALARS and tp_rank > 0 and model.xielu_tensor_parallel_gradient != "as_intended"
+        own = name in SCALARS and tp_rank > 0 and model.xielu_tensor_parallel_gradient != "as_intended"
         return (_whole(prefix + name + (f".tp{tp_rank}" if own else ""), shapes[name]),)
     if inner in _COLUMN_PARALLEL:
         name = _COLUMN_PARALLEL[inner]

@@ -109,13 +109,14 @@ def test_a_read_only_disk(tmp_path: Path, disk: SmallDisk, environment: dict[str
 def test_copies_on_a_full_and_on_a_read_only_disk(tmp_path: Path, disk: SmallDisk) -> None:
     run = make_sealed(tmp_path / "run")
     disk.fill()
-    for action, target in ((push, disk.folder / "copy"), (pull, disk.folder / "pulled")):
-        source = run
-        if action is pull:
-            push(run, str(tmp_path / "there"))
-            source = tmp_path / "there"
+    there = str(tmp_path / "there")
+    push(run, there)
+    for target, action in (
+        (disk.folder / "copy", lambda folder: push(run, str(folder))),
+        (disk.folder / "pulled", lambda folder: pull(there, folder)),
+    ):
         with pytest.raises(UnfitEnvironment) as caught:
-            action(source if action is push else str(source), str(target) if action is push else target)  # type: ignore
+            action(target)
         assert str(caught.value) == f"could not write {target}: {ADVICE}"
         assert sorted(path.name for path in disk.folder.iterdir()) == ["ballast"]
     disk.free()
