@@ -31,7 +31,7 @@ from apertus_nemo.data.mixture import SourceData
 from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.stages import Stage, StagePlan
-from apertus_nemo.record.files import writing
+from apertus_nemo.record.files import writing, writing_for_others
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ def training_dataset(run: RunConfig, corpus: Path, *, cache: Path) -> TrainingDa
     folder = cache / f"index-{key}"
     rank, barrier = _distributed()
     if rank == 0 and not _index_is_good(folder):
-        with writing(cache):
+        with writing(cache), writing_for_others(cache):
             _make_index(folder, lambda made: _open(run, plan, found, made, make=True))
     barrier()
     if not folder.is_dir():

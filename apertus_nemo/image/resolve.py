@@ -20,7 +20,7 @@ from apertus_nemo.image.definition import Definition
 from apertus_nemo.image.lock import ImageLock, make_lock, platform_entry
 from apertus_nemo.image.python_packages import MACHINES, Requirement, bounds, parse_requirements
 from apertus_nemo.record.canonical import unknown
-from apertus_nemo.record.files import file_sha256, write_atomic, writing
+from apertus_nemo.record.files import file_sha256, write_atomic, writing, writing_for_others
 
 STACK = "requirements/linux-{machine}.txt"  # the versions that are tested on CPUs; images on a base keep them
 
@@ -43,7 +43,7 @@ def resolve(
     """
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".lock-") as folder:
+    with writing_for_others(cache), tempfile.TemporaryDirectory(dir=cache, prefix=".lock-") as folder:
         work = Path(folder)
         if definition.base.kind == "debian":
             return _on_debian(definition, root, work, cache, debian_mirror)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from apertus_nemo.errors import InputError, UnfitEnvironment
+from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
 from apertus_nemo.image.blobs import BlobStore
 from apertus_nemo.image.enroot import enroot_files
 from apertus_nemo.image.layout import Image
@@ -155,6 +155,7 @@ class _Output:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe, self._kept, self._size = pipe, list[bytes](), 0
+        self.broken = False  # mksquashfs ended first, and says why
 
     def write(self, data: bytes) -> int:
         self._kept.append(data)
@@ -166,8 +167,12 @@ class _Output:
     def flush(self) -> None:
         data = memoryview(b"".join(self._kept))
         self._kept, self._size = [], 0
-        while data:
-            data = data[self._pipe.write(data) or 0 :]
+        try:
+            while data:
+                data = data[self._pipe.write(data) or 0 :]
+        except BrokenPipeError:
+            self.broken = True
+            raise
 
 
 @contextlib.contextmanager
@@ -192,8 +197,9 @@ def _running(command: Sequence[str], target: Path) -> Iterator[_Output]:
             try:
                 yield output
                 output.flush()
-            except BrokenPipeError:  # it ended first, and says why
-                pass
+            except (ApertusError, OSError):  # whatever the readers of layers made of it
+                if not output.broken:
+                    raise
             process.stdin.close()
             code = process.wait()
             said.seek(0)

@@ -44,6 +44,16 @@ def exported(
     return {"digest": digest, "shards": done.shards, "tensors": done.tensors, "size_bytes": done.size_bytes}
 
 
+def refused_by_the_disk(rank: int, world_size: int, **arguments: Any) -> dict[str, Any]:
+    """`exported`; {"error", "exit_code"} where it ends with an error of ours."""
+    from apertus_nemo.errors import ApertusError
+
+    try:
+        return exported(rank, world_size, **arguments)
+    except ApertusError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+
+
 def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenizer: str) -> dict[str, Any]:
     """transformers' model of the exported folder, beside Megatron's own of the same checkpoint."""
     import logging

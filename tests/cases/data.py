@@ -162,6 +162,18 @@ def refused(rank: int, world_size: int, *, corpus: str, cache: str, changes: dic
     return ""
 
 
+def no_room(rank: int, world_size: int, *, cache: str) -> str:
+    """The message of the UnfitEnvironment that the embedded corpus ends with."""
+    from apertus_nemo.data.corpus import embedded
+    from apertus_nemo.errors import UnfitEnvironment
+
+    try:
+        embedded(Path(cache), 512)
+    except UnfitEnvironment as error:
+        return str(error)
+    return ""
+
+
 def digests_of_documents(rank: int, world_size: int) -> list[str]:
     """Digests of one sample: causal, as one document, as two, and as two with the border one token on."""
     import torch

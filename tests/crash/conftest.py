@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.integration.conftest import cache, corpus, runs
+from tests.unit.image.conftest import registry
 
-__all__ = ["cache", "corpus", "runs"]
+__all__ = ["cache", "corpus", "registry", "runs"]

@@ -40,9 +40,11 @@ class SmallDisk:
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         return ["nsenter", "--target", str(self.helper.pid), *user, "--mount"]
 
-    def fill(self) -> None:
-        """Leave no free byte, but for what is left of blocks that files have begun."""
+    def fill(self, *, pages: int = 0) -> None:
+        """Leave no free byte, but for what is left of blocks that files have begun, and `pages` of 4 KiB."""
         fill(str(self.folder))
+        if pages:
+            os.truncate(ballast(str(self.folder)), ballast(str(self.folder)).stat().st_size - pages * 2**12)
 
     def free(self) -> None:
         """Give the space back."""

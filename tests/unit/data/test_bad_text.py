@@ -132,6 +132,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, corpus: Path) -> None:
         "out": ["data", "build", "--input", "a.txt", "--train-bpe", "300", "--output", f"{locked}/out"],
         "report.html": ["report", str(run), "--no-verify", "-o", f"{locked}/report.html"],
         "copy": ["record", "push", str(run), f"{locked}/copy"],
+        "gh200-clariden.toml": ["edf", "render", "gh200", "--site", "clariden", "-o", str(locked)],
         "run": ["train", "--quiet", "--allow-dirty", "--run-dir", f"{locked}/run", "data=built", f"data.path={corpus}"],
     }
     for name, arguments in commands.items():
