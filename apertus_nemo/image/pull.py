@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from apertus_nemo.image.squashfs import find_tool, make_squashfs
 from apertus_nemo.image.transfer import Progress, no_progress
 from apertus_nemo.record.files import read_bytes, sync_folder, write_atomic, writing
 
+_ABANDONED_S = 3600.0  # without a write: of a pull that was killed
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
@@ -142,6 +144,7 @@ def pull(
             say("making the squashfs file")
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+            _tidy(path)
             partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.partial")
             try:
                 stripe(partial, environment, _mounts())
@@ -178,6 +181,16 @@ def pull(
         if with_referrers:
             _referrers(pulled, image, source, repository)
     return pulled
+
+
+def _tidy(path: Path) -> None:
+    """Remove what killed pulls left of this file."""
+    for one in path.parent.glob(f".{path.name}.*.partial"):
+        try:
+            if time.time() - one.stat().st_mtime > _ABANDONED_S:
+                one.unlink()
+        except OSError:  # another pull was first, or it is not ours to remove
+            pass
 
 
 def _mounts() -> str:
