@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -38,6 +39,7 @@ _MAX_ERROR_BYTES = 2**16
 _BLOCK_BYTES = 2**20
 _PROGRESS_BYTES = 2**20  # so much more of a body, and the count of attempts begins again
 _PARAMETER = re.compile(r'([A-Za-z_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: (.*?)(?: \(_ssl|\Z)")
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,10 @@ class Session:
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`insecure` allows plain HTTP, as a registry on this machine is spoken to, and any certificate."""
+        """`insecure` allows any certificate, and plain HTTP, as a registry on this machine is spoken to."""
         self.registry, self.repository = reference.registry, reference.repository
-        host = "registry-1.docker.io" if self.registry in ("docker.io", "index.docker.io") else self.registry
-        self._plain_allowed = insecure or reference.is_loopback
-        self.base = f"{'http' if self._plain_allowed else 'https'}://{host}"
+        self._host = "registry-1.docker.io" if self.registry in ("docker.io", "index.docker.io") else self.registry
+        self._insecure, self._plain_allowed = insecure, insecure or reference.is_loopback
         self.limits, self._clock = limits, clock
         self.stop = threading.Event()  # set: every transfer ends
         self._sleep = sleep or (lambda seconds: void(self.stop.wait(seconds)))
@@ -154,6 +155,18 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    @cached_property
+    def base(self) -> str:
+        """Scheme and host: plain HTTP where the registry is on this machine, or where it is allowed and TLS fails."""
+        secure = f"https://{self._host}"
+        if self._insecure:
+            try:
+                self._client.send(self._client.build_request("GET", f"{secure}/v2/"), stream=True).close()
+                return secure
+            except (httpx.TransportError, ssl.SSLError):
+                pass
+        return f"http://{self._host}" if self._plain_allowed else secure
 
     def url(self, path: str) -> str:
         """That of something in the repository ("manifests/latest")."""
@@ -401,6 +414,11 @@ def _reason(error: Exception) -> str:
         return "does not answer"
     if isinstance(error, httpx.TimeoutException):
         return "stopped sending"
+    if isinstance(error, httpx.ConnectError) and (untrusted := _UNTRUSTED.search(str(error))):
+        return (
+            f"shows a certificate that is not trusted ({untrusted[1][:200]}); SSL_CERT_FILE names a file of those to "
+            "trust, --insecure takes any"
+        )
     if isinstance(error, httpx.ConnectError):
         return f"cannot be reached: {str(error)[:200] or 'no connection'}"
     if isinstance(error, httpx.RemoteProtocolError):

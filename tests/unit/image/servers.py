@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -101,8 +102,10 @@ class Request:
 
 
 @contextmanager
-def server(behave: Callable[[Request], None], requests: list[Request] | None = None) -> Iterator[str]:
-    """A server that calls `behave` for each request; its host and port."""
+def server(
+    behave: Callable[[Request], None], requests: list[Request] | None = None, *, context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """A server that calls `behave` for each request, over TLS where `context` is given; its host and port."""
 
     class Handler(BaseHTTPRequestHandler):
         def _any(self) -> None:
@@ -111,6 +114,11 @@ def server(behave: Callable[[Request], None], requests: list[Request] | None = N
                 requests.append(request)
             behave(request)
             self.close_connection = True
+
+        def setup(self) -> None:
+            if context is not None:  # the handshake is this thread's
+                self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
 
         do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _any
 

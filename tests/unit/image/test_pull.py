@@ -219,6 +219,23 @@ def test_referrers_come_along(
     assert (folder / one["files"][0]["name"]).read_bytes() == b'{"spdx":1}'
 
 
+def test_the_titles_of_referrers_name_no_other_place(
+    pushed: tuple[str, Descriptor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, descriptor = pushed
+    titles = ["../../evil", "/evil", "a/b", "\x1b[31m", ".", "x" * 300]
+    with Repository(Reference.parse(name), environment={}) as remote:
+        for number, title in enumerate(titles):
+            remote.push_artifact(b"%d" % number, media_type="text/plain", subject=descriptor, title=title)
+    found = pulled(capsys, name, "--output", str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        [Path(str(found["file"])).name + end for end in ("", ".json", ".referrers")]
+    )
+    files = sorted(path.name for path in Path(f"{found['file']}.referrers").iterdir())
+    assert [len(one) for one in files[:-1]] == [12] * len(titles)  # digits of the digest alone
+    assert not (tmp_path / "evil").exists()
+
+
 def test_of_an_index_the_platform(
     registry: str, pushed: tuple[str, Descriptor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
