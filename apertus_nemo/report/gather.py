@@ -27,6 +27,7 @@ from apertus_nemo.record.places import AnyPath, locate, names, printable, read
 from apertus_nemo.report.attempts import read_attempts
 from apertus_nemo.report.curve import Curve
 from apertus_nemo.report.log_values import NAMES, LogValues, read_log
+from apertus_nemo.report.marks import marks
 from apertus_nemo.report.throughput import FOLDER, Throughput, read_throughput
 from apertus_nemo.report.what_ran import groups, list_text, value_text
 
@@ -69,6 +70,8 @@ def _run(record: str, label: str, check: bool, steps: Steps) -> dict[str, Any]:
     speed = read_throughput(root, first=steps[0], last=steps[1])
     planned = None if lock is None else planned_steps(lock)
     attempts, left_out = read_attempts(root, speed.spells)
+    checkpoints = _checkpoints(root)
+    last = min(steps[1] or 2**62, read.last_step or 0)
     observed = _json(root, "observed.json")
     notes = [] if read.ended is None else [f"the curves end after step {read.last_step or 0}: {read.ended}"]
     if lock_problem is not None:
@@ -76,12 +79,13 @@ def _run(record: str, label: str, check: bool, steps: Steps) -> dict[str, Any]:
     return {
         "attempts": attempts,
         "attempts_left_out": left_out,
-        "checkpoints": _checkpoints(root),
+        "checkpoints": checkpoints,
         "curves": _curves(read, speed),
         "label": label,
         "last_step": read.last_step,
         "lineage": _origin(root, lock, read),
         "lock_digest": None if lock is None else lock.digest,
+        "marks": marks(None if lock is None else lock.tree, attempts, checkpoints["listed"], first=steps[0], last=last),
         "name": _name(lock, root),
         "notes": notes + speed.notes,
         "place": printable(str(root)),

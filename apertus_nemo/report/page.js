@@ -12,6 +12,7 @@
   const all = [data.first, data.last];
   let range = [...all];
   let logarithmic = false;
+  let marked = true;
   const ends = data.runs.map((run) => run.curves.loss.steps.at(-1)).filter((step) => step !== undefined);
   let at = ends.length ? Math.min(...ends) : data.last; // the last step that all have
 
@@ -22,6 +23,43 @@
       if (line) line.setAttribute("stroke-dasharray", strokes[index % strokes.length]);
     }
   });
+
+  // -- what is drawn
+
+  // Marks stand on an axis of their own, from 0 to 1: a trace for each run and kind, behind which there is no other text
+  // than these words and numbers.
+  const kinds = {
+    attempt: { says: (number, step) => `attempt ${number} begins with step ${step}`, symbol: "triangle-down", dash: "6px,4px", colour: "--bad" },
+    stage: { says: (number, step) => `stage ${number} begins with step ${step}`, symbol: "square", dash: "2px,3px", colour: "--s3" },
+    checkpoint: { says: (_, step) => `checkpoint after step ${step}`, symbol: "triangle-up", dash: null, colour: "--quiet" },
+  };
+  const marking = data.runs.flatMap((run, index) => Object.keys(kinds).flatMap((kind) => {
+    const mine = run.marks.filter((mark) => mark[0] === kind);
+    return mine.length ? [{ run, index, kind, steps: mine.map((mark) => mark[1]), numbers: mine.map((mark) => mark[2]) }] : [];
+  }));
+  const allMarks = [...new Set(data.runs.flatMap((run) => run.marks.map((mark) => mark[1])))].sort((a, b) => a - b);
+
+  function markTraces() {
+    return marking.map(({ run, index, kind, steps, numbers }) => {
+      const { says, symbol, dash, colour } = kinds[kind];
+      const color = css(data.runs.length > 1 ? `--s${index % 8}` : colour);
+      const line = dash !== null; // across the plot, with its sign at the top; else the sign alone, at the bottom
+      const spread = (values, none) => (line ? values.flatMap((value) => [value, value, none]) : values);
+      return {
+        x: spread(steps, null),
+        y: line ? steps.flatMap(() => [0.965, 0, null]) : steps.map(() => 0.035),
+        yaxis: "y2",
+        name: data.runs.length > 1 ? run.label : kind,
+        type: "scatter",
+        mode: line ? "lines+markers" : "markers",
+        visible: marked && shown.has(run.label),
+        cliponaxis: false,
+        line: { color, width: 1.5, dash: dash ?? "solid" },
+        marker: { color, symbol, size: line ? steps.flatMap(() => [9, 0, 0]) : 9, line: { width: 0 }, opacity: 1 },
+        hovertemplate: spread(steps.map((step, i) => says(numbers[i], step.toLocaleString("en")) + (data.runs.length > 1 ? "" : "<extra></extra>")), ""),
+      };
+    });
+  }
 
   function traces(name) {
     return data.runs.map((run, index) => ({
@@ -34,7 +72,7 @@
       // The first run is the widest, so that one that lies on it is seen to lie on it.
       line: { color: css(`--s${index % 8}`), dash: dashes[index % dashes.length], width: data.runs.length > 1 && !index ? 4 : 2 },
       hovertemplate: data.runs.length > 1 ? "%{y:.6~g}" : "%{y:.6~g}<extra></extra>",
-    }));
+    })).concat(markTraces());
   }
 
   function span() {
@@ -58,7 +96,9 @@
         ...axis, fixedrange: true, exponentformat: "power",
         type: logarithmic && (name === "loss" || name === "grad_norm") ? "log" : "linear",
         ...(name === "tokens_per_second" ? { rangemode: "tozero", exponentformat: "none", tickformat: ",~r" } : {}),
+        ...(name === "learning_rate" ? { rangemode: "tozero" } : {}),
       },
+      yaxis2: { overlaying: "y", range: [0, 1], fixedrange: true, visible: false },
     };
   }
 
@@ -83,6 +123,13 @@
     left: () => { const part = (range[1] - range[0]) / 2; show(range[0] - part, range[1] - part); },
     right: () => { const part = (range[1] - range[0]) / 2; show(range[0] + part, range[1] + part); },
     all: () => show(...all),
+    before: () => { const step = allMarks.findLast((mark) => mark < at); if (step !== undefined) go(step); },
+    after: () => { const step = allMarks.find((mark) => mark > at); if (step !== undefined) go(step); },
+    marks: (button) => {
+      marked = !marked;
+      button.setAttribute("aria-pressed", String(marked));
+      draw();
+    },
     log: (button) => {
       logarithmic = !logarithmic;
       button.setAttribute("aria-pressed", String(logarithmic));
@@ -115,6 +162,9 @@
     slider.value = String(step);
     slider.setAttribute("aria-valuetext", `step ${step}`);
     document.getElementById("at").textContent = step.toLocaleString("en");
+    const said = data.runs.filter((run) => shown.has(run.label)).flatMap((run) => run.marks.filter((mark) => mark[1] === step)
+      .map((mark) => (data.runs.length > 1 ? `${run.label}: ` : "") + mark[3]));
+    document.getElementById("marked").textContent = said.length ? ` · ${said.join(" · ")}` : "";
     const body = document.querySelector(".readout tbody");
     body.replaceChildren();
     for (const run of data.runs) {
@@ -141,18 +191,15 @@
     }
   }
 
-  slider.addEventListener("input", () => {
-    const step = Number(slider.value);
+  function go(step) {
     if (step < range[0] || step > range[1]) show(step - (range[1] - range[0]) / 2, step + (range[1] - range[0]) / 2);
     read(step);
     for (const chart of charts) {
-      const points = data.runs.flatMap((run, index) => {
-        const curve = run.curves[chart.dataset.curve];
-        return shown.has(run.label) && curve.steps.length ? [{ curveNumber: index, pointNumber: nearest(curve.steps, step) }] : [];
-      });
-      if (points.length) Plotly.Fx.hover(chart, points);
+      const there = data.runs.some((run) => shown.has(run.label) && run.curves[chart.dataset.curve].steps.length);
+      if (there) Plotly.Fx.hover(chart, { xval: step, yval: 0 });
     }
-  });
+  }
+  slider.addEventListener("input", () => go(Number(slider.value)));
 
   // -- begin
 

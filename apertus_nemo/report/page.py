@@ -18,6 +18,7 @@ from typing import Any
 
 from apertus_nemo import __version__
 from apertus_nemo.record.places import printable
+from apertus_nemo.report.marks import KINDS
 
 MARK = b"<!doctype html>\n<!-- apertus-nemo report -->\n"  # how a report begins
 
@@ -30,6 +31,12 @@ CURVES = {
 }
 _MOODS = {"identical": "good", "different": "open", "whole": "good", "whole so far": "open", "changed": "bad"}
 _SIGNS = {"identical": "=", "different": "≠", "whole": "✓", "whole so far": "…", "changed": "✕"}
+_NAMED_MARKS = 12  # of a kind, in words
+_ONE = {
+    "attempt": "another attempt begins with",
+    "stage": "another stage begins with",
+    "checkpoint": "a checkpoint after",
+}
 _MEANINGS = {
     "whole": "Every file that a digest covers is as it was written, to the end of the run.",
     "whole so far": "What is sealed is as it was written; the run has not ended, or not been sealed to its end.",
@@ -62,6 +69,8 @@ def page(report: Mapping[str, Any]) -> bytes:
         comparisons=report["comparisons"],
         css=Markup(_own("page.css")),
         data=Markup(_data(report)),
+        kinds=[kind for kind in KINDS if any(mark["kind"] == kind for run in runs for mark in run["marks"])],
+        marked=[(run["label"], text) for run in runs if (text := _marked(run["marks"]))],
         numbers=[_numbers(name, run) for name in CURVES for run in runs if run["curves"][name]["count"]],
         plotly=Markup(plotly),
         plotly_version=_plotly_version(plotly),
@@ -112,6 +121,7 @@ def _data(report: Mapping[str, Any]) -> str:
         {
             "curves": {name: {key: run["curves"][name][key] for key in drawn} for name in CURVES},
             "label": run["label"],
+            "marks": [[mark["kind"], mark["step"], mark["number"], mark["text"]] for mark in run["marks"]],
         }
         for run in report["runs"]
     ]
@@ -148,6 +158,22 @@ def _chart(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
         "unit": unit,
         "words": f"{title} by step. " + "; ".join(words),
     }
+
+
+def _marked(marks: list[dict[str, Any]]) -> str:
+    """The marks of a run in words: for who sees no drawing, and for paper."""
+    said = []
+    for kind, words in (
+        ("attempt", "attempts begin with"),
+        ("stage", "stages begin with"),
+        ("checkpoint", "checkpoints after"),
+    ):
+        steps = list(dict.fromkeys(mark["step"] for mark in marks if mark["kind"] == kind))
+        if steps:
+            more = f" and {len(steps) - _NAMED_MARKS} more" if len(steps) > _NAMED_MARKS else ""
+            text = ", ".join(f"{step:,}" for step in steps[:_NAMED_MARKS])
+            said.append(f"{words if len(steps) > 1 else _ONE[kind]} step{'s' * (len(steps) > 1)} {text}{more}")
+    return "; ".join(said)
 
 
 def _numbers(name: str, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from apertus_nemo.record.attempts import Outcome, write_outcome
+from apertus_nemo.record.lock import RunLock
 from apertus_nemo.report.gather import gather
 from apertus_nemo.report.page import page
 from tests.chromium import Chromium, Page, find
-from tests.unit.record.example import make
+from tests.unit.record.example import lock, make
 from tests.unit.report.records import HOSTILE, events, lock_with, sealed
 
 pytestmark = [
@@ -148,6 +151,100 @@ def test_dragging_zooms_all_curves_and_a_double_click_shows_all(browser: Chromiu
             page.mouse(kind, x, y, clicks=clicks)
     assert until(page, f"document.querySelector('.chart')._fullLayout.xaxis.range[0] === {before[0]}")
     assert shown(page) == shown(page, "grad_norm") == before
+    assert page.messages == []
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run that was killed after step 10 and went on, with a stage from step 16 and two checkpoints."""
+    folder = tmp_path_factory.mktemp("marked")
+    tree = json.loads(lock().to_bytes())
+    for stage, (begin, end) in zip(tree["stages"], ((0, 120), (120, 240)), strict=True):
+        stage |= {"from_sample": begin, "to_sample": end}
+    tree["stages"][1]["data"]["stage"] = HOSTILE
+    run = sealed(folder / "run", pinned=RunLock(tree), finished=False)
+    events(run, 0, range(1, 11))
+    events(run, 1, range(11, 21))
+    write_outcome(run, 0, Outcome("killed", HOSTILE, 3, step=10))
+    return write(folder, run)
+
+
+def marks_drawn(page: Page) -> dict[str, list[int]]:
+    """Kind -> steps, of every chart."""
+    found = page.value(
+        "[...document.querySelectorAll('.chart')].map(c => Object.fromEntries(c._fullData"
+        ".filter(t => t.yaxis === 'y2' && t.visible === true)"
+        ".map(t => [t.name, [...new Set([...t.x].filter(x => x !== null))]])))"
+    )
+    assert all(one == found[0] for one in found)
+    return dict(found[0])
+
+
+def test_checkpoints_attempts_and_stages_are_marked(browser: Chromium, marked: Path) -> None:
+    page = browser.open(marked)
+    drawn = {"attempt": [11], "stage": [16], "checkpoint": [10, 20]}
+    assert marks_drawn(page) == drawn
+    lines = "[...document.querySelectorAll('.xy2 .js-line')].map(e => e.getBoundingClientRect().height)"
+    heights = page.value(lines)
+    assert len(heights) == 8  # of four charts, an attempt and a stage each
+    assert min(heights) > 100
+    key = page.value("[...document.querySelectorAll('.key li')].map(e => e.textContent.trim())")
+    assert key == ["an attempt begins", "a stage begins", "a checkpoint"]
+    assert page.value("document.querySelector('.marked').textContent.trim()") == (
+        "Marked: another attempt begins with step 11; another stage begins with step 16; "
+        "checkpoints after steps 10, 20."
+    )
+
+    def at(name: str) -> tuple[str, str]:
+        page.value(
+            f"[...document.querySelectorAll('button')].find(e => e.getAttribute('aria-label') === '{name}').focus()"
+        )
+        page.key("Enter")
+        step, said = page.value("['at', 'marked'].map(id => document.getElementById(id).textContent)")
+        return str(step), str(said)
+
+    # From the keyboard: mark after mark, with what a record says of it as it stands, and never as markup.
+    assert at("Earlier mark")[0] == "16"
+    step, said = at("Earlier mark")
+    assert (step, said) == ("11", " · attempt 1 begins; the one before: killed")
+    legend = "[...document.querySelectorAll('[data-curve=loss] .hoverlayer text')].map(e => e.textContent).join(' ')"
+    assert until(page, f"{legend}.includes('attempt 1 begins with step 11')")
+    assert at("Earlier mark") == ("10", " · checkpoint")
+    assert at("Earlier mark")[0] == "10"  # there is none before
+    assert at("Later mark")[0] == "11"
+    step, said = at("Later mark")
+    assert (step, said[:19]) == ("16", " · stage 2 begins: ")
+    assert "alert(1)" in said
+    assert page.value("document.querySelectorAll('#marked *').length") == 0
+    # With the pointer.
+    page.mouse("mouseMoved", *centre(page, "loss", share=0.775))
+    assert until(page, f"{legend}.includes('stage 2 begins with step 16')")
+    # In the dark, on paper, and out of sight.
+    colour = "document.querySelector('.chart')._fullData.find(t => t.name === 'attempt').line.color"
+    light = page.value(colour)
+    page.dark(True)
+    assert until(page, f"{colour} !== '{light}'")
+    page.value("dispatchEvent(new Event('beforeprint'))")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.value(colour) == light
+    assert marks_drawn(page) == drawn
+    assert page.value("getComputedStyle(document.querySelector('.key')).display") == "flex"
+    page.value("dispatchEvent(new Event('afterprint'))")
+    page.call("Emulation.setEmulatedMedia", media="screen")
+    page.value("document.querySelector('[data-do=marks]').focus()")
+    page.key(" ")
+    assert page.value("document.querySelector('[data-do=marks]').getAttribute('aria-pressed')") == "false"
+    assert marks_drawn(page) == {}
+    assert page.messages == []
+
+
+def test_marks_of_a_run_that_is_not_shown_are_not(browser: Chromium, marked: Path, three: Path, tmp_path: Path) -> None:
+    page = browser.open(write(tmp_path, marked.parent / "run", make(tmp_path / "b", run_id="2" * 32).path))
+    assert marks_drawn(page)["A"]
+    page.value("document.querySelector('button[data-run=A]').click()")
+    assert marks_drawn(page) == {}
+    page = browser.open(three)  # without a mark there is nothing to switch
+    assert page.value("document.querySelectorAll('.key, .marked, [data-do=marks]').length") == 0
     assert page.messages == []
 
 
