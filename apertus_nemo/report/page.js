@@ -43,11 +43,12 @@
     return marking.map(({ run, index, kind, steps, numbers }) => {
       const { says, symbol, dash, colour } = kinds[kind];
       const color = css(data.runs.length > 1 ? `--s${index % 8}` : colour);
+      const row = 0.035 + 0.05 * (index % 6); // signs of several runs at one step stand above each other
       const line = dash !== null; // across the plot, with its sign at the top; else the sign alone, at the bottom
       const spread = (values, none) => (line ? values.flatMap((value) => [value, value, none]) : values);
       return {
         x: spread(steps, null),
-        y: line ? steps.flatMap(() => [0.965, 0, null]) : steps.map(() => 0.035),
+        y: line ? steps.flatMap(() => [1 - row, 0, null]) : steps.map(() => row),
         yaxis: "y2",
         name: data.runs.length > 1 ? run.label : kind,
         type: "scatter",

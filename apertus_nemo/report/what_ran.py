@@ -13,6 +13,7 @@ from typing import Any
 
 from apertus_nemo.record.canonical import dumps, is_unknown, sha256_hex
 from apertus_nemo.record.places import printable
+from apertus_nemo.report.marks import first_steps
 
 # group -> name shown -> place in the lock
 _PLACES: dict[str, dict[str, str]] = {
@@ -111,11 +112,12 @@ def _stages(stages: Any) -> dict[str, str]:
     """A line for each stage of the lock: its samples, and what they are made of. Odd ones are shown as they stand."""
     if not isinstance(stages, list):
         return {}
-    found = {}
+    found, steps = {}, first_steps(stages)
     for number, stage in enumerate(stages[:_MAX_ENTRIES], 1):
         try:
             data = stage["data"]
-            said = [f"samples {stage['from_sample']} to {stage['to_sample']}", f"batch {stage['global_batch_size']}"]
+            said = [f"from step {steps[number - 1]:,}"] if steps is not None else []
+            said += [f"samples {stage['from_sample']} to {stage['to_sample']}", f"batch {stage['global_batch_size']}"]
             said += [f"sequence {data['seq_length']}"] if "seq_length" in data else []
             said += [f"seed {data['seed']}", *map(_share, data.get("mixture") or [])]
             text = (f"{data['stage']}: " if "stage" in data else "") + ", ".join(said)

@@ -136,8 +136,8 @@ def test_what_a_run_began_with(tmp_path: Path) -> None:
 def test_each_stage_says_what_it_was_made_of(tmp_path: Path) -> None:
     run = one(sealed(tmp_path / "plain"))
     assert run["what"]["Stages"] == {
-        "stage 1": "samples 0 to 160, batch 8, seed 28",
-        "stage 2": "samples 160 to 240, batch 16, seed 28",
+        "stage 1": "from step 1, samples 0 to 160, batch 8, seed 28",
+        "stage 2": "from step 21, samples 160 to 240, batch 16, seed 28",
     }
     parts = [{"source": "library", "weight": 0.9}, {"source": "documentation", "weight": "by samples"}]
     stage = {"data": {"mixture": parts, "seed": 3, "seq_length": 64, "stage": "code"}, "from_sample": 0}
