@@ -272,8 +272,10 @@ def _make_index(folder: Path, open_index: Any) -> None:
         lines = [f"{manifests.hash_file(made / name)[1]}  {name}\n" for name in names]
         (made / _SUMS).write_text("".join(lines))
         sync_tree(made)
-        if folder.exists():  # a damaged one
-            shutil.rmtree(folder)
+        if folder.exists() and not _index_is_good(folder):  # damaged; a good one is another process', which reads it
+            away = made.with_name(f"{made.name}-damaged")
+            folder.rename(away)  # in one step: nobody finds half of it
+            shutil.rmtree(away, ignore_errors=True)
         try:
             made.rename(folder)
         except OSError:

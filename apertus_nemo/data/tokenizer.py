@@ -71,6 +71,7 @@ def train(documents: Iterator[str], vocab_size: int, *, special_tokens: str = "t
         "eos_token": EOS,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # else token_type_ids too, which Apertus does not take
     }
     files = {
         "tokenizer.json": engine.to_str(pretty=True).encode() + b"\n",

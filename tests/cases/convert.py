@@ -109,6 +109,7 @@ def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenize
         "same_argmax": float((mine.argmax(-1) == other.argmax(-1)).float().mean()),
         "warnings": [text for text in warnings if not any(word in text for word in expected)],
         "tokens": {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id},
+        "inputs": sorted(tokens_ids("Hi")),
         "round_trip": tokens_ids.decode(tokens_ids("Reproducible, or not?").input_ids, skip_special_tokens=True)
         == "Reproducible, or not?",
     }

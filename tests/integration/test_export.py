@@ -60,6 +60,7 @@ def test_transformers_computes_the_same(runs: Callable[..., Run], parent: Parent
     assert answer["same_argmax"] == 1.0
     assert answer["warnings"] == []
     assert answer["tokens"] == {"bos": 1, "eos": 2, "pad": 3}
+    assert answer["inputs"] == ["attention_mask", "input_ids"], "what ApertusForCausalLM.generate takes"
     assert answer["round_trip"]
 
 

@@ -1,11 +1,14 @@
 """Rows of chat data that are refused, word for word, and built corpora of those that are not."""
+# ruff: noqa: E501  (messages are held word for word)
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from apertus_nemo.data import manifest as manifests
@@ -30,24 +33,38 @@ def refused(folder: Path, line: str) -> str:
     return str(caught.value).removeprefix(f"{path}, line 2: ")
 
 
-TURNS = "after a system turn, if any, user and assistant take turns"
+TURNS = "after a system turn, if any, user and assistant take turns; reorder the row, or leave it out"
+LOST = "take it out if it does not matter, else leave the row out"
+RESPONSE = {"type": "response", "text": "Ho"}
 MESSAGES: list[tuple[Any, str]] = [
-    (chat("tool: 42", *["assistant: a"]), "message 1 has the role 'tool': it must be system, user or assistant"),
-    (chat("User: a", "assistant: a"), "message 1 has the role 'User': it must be system, user or assistant"),
-    ([{"content": "a"}], "message 1 has the role none: it must be system, user or assistant"),
+    (chat("critic: 42", "assistant: a"), "message 1 has the role 'critic': it must be system, user or assistant; rename it, or leave the row out"),
+    (
+        chat("user: a", "assistant: b", "tool: 42"),
+        "message 3 has the role 'tool': chat data cannot have tools yet: leave the row out",
+    ),
+    (
+        chat("developer: Deliberation: enabled", *["user: a", "assistant: b"]),
+        "message 1 has the role 'developer': its block always says that deliberation and tools are disabled: take the message out if it says no more, else leave the row out",
+    ),
+    (
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        "message 1 has from and value, not role and content: rename them, and human to user, gpt to assistant",
+    ),
+    (chat("User: a", "assistant: a"), "message 1 has the role 'User': it must be system, user or assistant; rename it, or leave the row out"),
+    ([{"content": "a"}], "message 1 has the role none: it must be system, user or assistant; rename it, or leave the row out"),
     (
         [{"role": "\x1b[31m" + "x" * 200, "content": "a"}],
-        r"message 1 has the role '\x1b[31m" + "x" * 91 + "..." + "x" * 9 + "': it must be system, user or assistant",
+        r"message 1 has the role '\x1b[31m" + "x" * 91 + "..." + "x" * 9 + "': it must be system, user or assistant; rename it, or leave the row out",
     ),
-    (chat("user: a", "assistant:  \n"), "message 2 is empty: the assistant must say something"),
-    ([{"role": "user", "content": None}, GOOD[1]], "message 1 is empty: the user must say something"),
-    ([{"role": "user"}, GOOD[1]], "message 1 is empty: the user must say something"),
+    (chat("user: a", "assistant:  \n"), "message 2 is empty: the assistant must say something; leave the row out"),
+    ([{"role": "user", "content": None}, GOOD[1]], "message 1 is empty: the user must say something; leave the row out"),
+    ([{"role": "user"}, GOOD[1]], "message 1 is empty: the user must say something; leave the row out"),
     (chat("system: a"), "the conversation has only a system turn: there is nothing to learn; leave it out"),
     ([], "the conversation has no turn: there is nothing to learn; leave it out"),
-    (chat("user: a"), "the last turn is the user's: a conversation ends with the assistant's"),
+    (chat("user: a"), "the last turn is the user's, and only the assistant's are learned: take it out, or leave the row out"),
     (
         chat("system: s", "user: a", "assistant: b", "user: c"),
-        "the last turn is the user's: a conversation ends with the assistant's",
+        "the last turn is the user's, and only the assistant's are learned: take it out, or leave the row out",
     ),
     (
         chat("assistant: a"),
@@ -61,12 +78,67 @@ MESSAGES: list[tuple[Any, str]] = [
         chat("user: a", "system: s", "assistant: c"),
         "message 2 is the system's, and it is the turn of the assistant: {turns}",
     ),
-    (["Hi"], "message 1 is str, not an object with role and content"),
-    ("Hi", "'messages' is str, not a list of messages"),
-    ([{"role": "user", "content": [{"type": "text"}]}, GOOD[1]], "message 1: its content is list, not text"),
+    (["Hi"], "message 1 is str, not an object with role and content: write one"),
+    ("Hi", "'messages' is str, not a list of messages: write one"),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}, GOOD[1]],
+        "message 1: its content is a list: write its texts as one text; a row with images or sound must be left out",
+    ),
+    (
+        [{"role": "user", "content": 7}, GOOD[1]],
+        "message 1: its content is int, not text: write a text, or as the user's an object with 'parts'",
+    ),
+    (
+        [{"role": "user", "content": {"text": "a"}}, GOOD[1]],
+        "message 1: its content is dict, not text: write a text, or as the user's an object with 'parts'",
+    ),
+    (
+        [{"role": "user", "content": {"parts": [{"type": "image", "url": "x"}]}}, GOOD[1]],
+        "message 1: item 1 of 'parts' has the type 'image': chat data can have 'text' alone yet: leave the row out",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": [{"type": "thoughts", "text": "hm"}]}}],
+        "message 2: item 1 of 'blocks' has the type 'thoughts': chat data can have 'response' alone yet: leave the row out",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": [RESPONSE, {"type": "tool_calls", "calls": [1]}]}}],
+        "message 2: item 2 of 'blocks' has the type 'tool_calls': chat data can have 'response' alone yet: leave the row out",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": [{**RESPONSE, "calls": [1]}]}}],
+        "message 2: item 1 of 'blocks' has the key 'calls', which would be lost: {lost}",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": [RESPONSE], "parts": [1]}}],
+        "message 2: its content has the key 'parts', which would be lost: {lost}",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": ["a"]}}],
+        "message 2: item 1 of 'blocks' is str, not an object with type and text: write one",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": "a"}}],
+        "message 2: 'blocks' of its content is str, not a list: write a list",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": [{"text": "a"}]}}],
+        "message 2: item 1 of 'blocks' has the type none: chat data can have 'response' alone yet: leave the row out",
+    ),
+    (
+        [GOOD[0], {"role": "assistant", "content": {"blocks": []}}],
+        "message 2 is empty: the assistant must say something; leave the row out",
+    ),
+    (
+        [{"role": "system", "content": {"text": 3}}, *GOOD],
+        "message 1: 'text' of its content is int, not text: write a text",
+    ),
+    (
+        [GOOD[0], {**GOOD[1], "reasoning_content": "hm"}],
+        "message 2 has the key 'reasoning_content', which would be lost: {lost}",
+    ),
     (
         [GOOD[0], {**GOOD[1], "tool_calls": [{"id": "1"}]}],
-        "message 2 has the key 'tool_calls', which would be lost: chat data take a role and a text",
+        "message 2 has the key 'tool_calls', which would be lost: {lost}",
     ),
     (
         [GOOD[0], {**GOOD[1], "content": "\ud800"}],
@@ -77,7 +149,9 @@ MESSAGES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("messages", "message"), MESSAGES)
 def test_messages_that_are_refused(tmp_path: Path, messages: Any, message: str) -> None:
-    assert refused(tmp_path, json.dumps({"messages": messages})) == message.replace("{turns}", TURNS)
+    assert refused(tmp_path, json.dumps({"messages": messages})) == message.replace("{turns}", TURNS).replace(
+        "{lost}", LOST
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +163,10 @@ def test_messages_that_are_refused(tmp_path: Path, messages: Any, message: str) 
         (
             json.dumps({"messages": GOOD, "tools": [{"name": "f"}]}),
             "the row declares tools, which chat data cannot have yet: leave the row out",
+        ),
+        (
+            json.dumps({"messages": GOOD, "functions": [{"name": "f"}]}),
+            "the row declares functions, which chat data cannot have yet: leave the row out",
         ),
     ],
 )
@@ -102,6 +180,43 @@ def test_a_row_keeps_what_it_says(tmp_path: Path) -> None:
     [found] = ChatReader(find([str(tmp_path / "a.jsonl")])[0], text_key="messages")
     assert found.turns == (Turn("user", "Hi"), Turn("assistant", " Ho\n"))
     assert (found.where, found.place) == (f"{tmp_path / 'a.jsonl'}, line 1", "a.jsonl, line 1")
+
+
+def test_objects_that_the_published_template_takes_for_text(tmp_path: Path) -> None:
+    """With the keys that a table of such rows has beside them, empty."""
+    empty = {"text": "", "parts": None, "blocks": []}
+    blocks = [{**RESPONSE, "calls": [], "outputs": None}, {"type": "response", "text": "!"}]
+    row = [
+        {"role": "system", "content": {**empty, "text": "Be."}},
+        {"role": "user", "content": {**empty, "parts": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}},
+        {"role": "assistant", "content": {**empty, "blocks": blocks}},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": row}))
+    [found] = ChatReader(find([str(tmp_path / "a.jsonl")])[0], text_key="messages")
+    assert found.turns == (Turn("system", "Be."), Turn("user", "Hi"), Turn("assistant", "Ho!"))
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "s3"])
+def test_rows_lie_anywhere_that_fsspec_reaches(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    if kind == "s3":
+        request.getfixturevalue("s3")
+    place = {"file": f"file://{tmp_path}/x", "memory": f"memory://{tmp_path.name}", "s3": "s3://runs/chat"}[kind]
+    lines = [json.dumps({"messages": GOOD}), json.dumps({"messages": chat("system: only")})]
+    for name, data in (("good", gzip.compress(lines[0].encode())), ("bad", "\n".join(lines).encode())):
+        system, path = fsspec.core.url_to_fs(f"{place}/{name}.jsonl{'.gz' if name == 'good' else ''}")
+        system.makedirs(system._parent(path), exist_ok=True)
+        system.pipe_file(path, data)
+    [source] = find([f"{place}/g*.jsonl.gz"])
+    [found] = ChatReader(source, text_key="messages")
+    assert found.turns == (Turn("user", "Hi"), Turn("assistant", "Ho"))
+    assert found.where == f"{place.removeprefix('file://')}/good.jsonl.gz, line 1".replace("memory://", "memory:///")
+    with pytest.raises(InputError) as caught:
+        list(ChatReader(find([f"{place}/bad.jsonl"])[0], text_key="messages"))
+    assert str(caught.value).endswith(
+        "/bad.jsonl, line 2: the conversation has only a system turn: there is nothing to learn; leave it out"
+    )
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file$"):
+        list(ChatReader(find([f"{place}/none.jsonl"])[0], text_key="messages"))
 
 
 DEVELOPER = [63, *ids_of("Deliberation: disabled\nTool Capabilities: disabled"), 64]
