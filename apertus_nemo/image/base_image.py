@@ -69,8 +69,9 @@ def from_registry(environment: Mapping[str, str]) -> Look:
 
     def look(reference: Reference, platform: Platform) -> Image:
         from apertus_nemo.image.registry import Repository
+        from apertus_nemo.image.registry_http import Limits
 
-        with Repository(reference, environment=environment) as repository:
+        with Repository(reference, environment=environment, limits=Limits(attempts=3)) as repository:
             return repository.image(repository.resolve(str(reference.digest)), platform)
 
     return look

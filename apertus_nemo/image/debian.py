@@ -50,6 +50,10 @@ _REMOVED = (
     "var/log/*",
 )
 
+_GONE = (
+    "the mirror no longer offers it; take the published image, which stays as it is, or resolve anew with `image lock`"
+)
+
 
 @dataclass(frozen=True, order=True)
 class DebianPackage:
@@ -222,15 +226,10 @@ def _download(package: DebianPackage, archives: Mapping[str, str], path: Path) -
             os.rename(partial, path)
         return path
     except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
-            return (
-                f"{shown}: the mirror no longer offers it; take the published image, which stays as it is, "
-                "or resolve anew with `image lock`"
-            )
-        return f"{shown}: the mirror answers {error.code}"
+        return f"{shown}: {_GONE if error.code in (404, 410) else f'the mirror answers {error.code}'}"
     except urllib.error.URLError as error:
         gone = isinstance(error.reason, FileNotFoundError)  # a mirror in a folder
-        return f"{shown}: the mirror {'no longer offers it' if gone else f'cannot be reached: {error.reason}'}"
+        return f"{shown}: {_GONE if gone else f'the mirror cannot be reached: {error.reason}'}"
     except OSError as error:
         return f"{shown}: the mirror cannot be reached: {error}"
     finally:

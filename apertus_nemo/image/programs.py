@@ -96,9 +96,18 @@ def run(
 
 
 def _last_words(program: str, code: int, said: bytes, log: Path | None) -> str:
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    lines = [line.rstrip() for line in said.decode(errors="replace").splitlines() if line.strip()]
     if any(_FULL in line for line in lines):
         return "the disk is full; free some space, then run the command again"
-    wrong = [line for line in lines if line.lower().startswith(("e:", "error", "fatal"))] or lines
+    wrong, goes_on = [], False
+    for line in lines:
+        if line.lower().startswith(("e:", "error", "fatal")):
+            wrong.append(line)
+            goes_on = True
+        elif goes_on and line.startswith(" "):  # uv says why in lines of their own
+            wrong[-1] += f" {line.strip()}"
+        else:
+            goes_on = False
+    shown = " | ".join(line.strip() for line in (wrong or lines)[-_SHOWN_LINES:])
     where = f"; all of it is in {log}" if log is not None else ""
-    return f"{program} ended with {code}: {' | '.join(wrong[-_SHOWN_LINES:])[-600:]}{where}"
+    return f"{program} ended with {code}: {shown[-600:]}{where}"

@@ -121,7 +121,17 @@ def _ask_index(
     folder = Path(tempfile.mkdtemp(dir=work))
     try:
         (folder / "in.txt").write_text("".join(f"{one.name}=={one.version}\n" for one in requirements))
-        command = ["uv", "pip", "compile", "--quiet", "--no-config", "--no-deps", "--format", "pylock.toml"]
+        command = [
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-config",
+            "--no-python-downloads",
+            "--no-deps",
+            "--format",
+            "pylock.toml",
+        ]
         command += ["--python-platform", f"{MACHINES[platform]}-manylinux_2_28", "--python-version", python_version]
         run(
             [*command, "--output-file", "pylock.toml", "in.txt"],
@@ -272,7 +282,16 @@ def resolve_below(
             if one.name not in fixed
         ]
         (folder / "out.txt").write_text("".join(kept))  # uv prefers what its output held before
-        command = ["uv", "pip", "compile", "--quiet", "--no-config", "--generate-hashes", "--no-emit-index-url"]
+        command = [
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-config",
+            "--no-python-downloads",
+            "--generate-hashes",
+            "--no-emit-index-url",
+        ]
         command += ["--no-emit-find-links", "--no-annotate", "--custom-compile-command", "apertus-nemo image lock"]
         command += ["--python-platform", f"{MACHINES[platform]}-manylinux_2_28", "--python-version", python_version]
         command += ["--only-binary", ":all:", *(part for name in source_only for part in ("--no-binary", name))]

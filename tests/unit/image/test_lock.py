@@ -14,6 +14,8 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.image.definition import Definition, read_definition
 from apertus_nemo.image.families import containers_folder, family_names
 from apertus_nemo.image.lock import ImageLock, differences, parse_lock, read_lock, stale
+from apertus_nemo.image.python_packages import _tags as compatible
+from apertus_nemo.image.python_packages import _tags_of as tags_of
 from apertus_nemo.image.python_packages import normal, parse_requirements
 from apertus_nemo.record.files import file_sha256
 
@@ -52,6 +54,19 @@ def test_every_python_package_is_one_that_the_requirements_allow(family: str) ->
             wheel = one.file.endswith(".whl")
             assert wheel is (one.name not in definition.source_only), one
             assert normal(one.file.split("-")[0] if wheel else one.file.rsplit("-", 1)[0]) == one.name
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_every_wheel_is_one_that_its_platform_installs(family: str) -> None:
+    """By the tags of its name (PEP 425): this processor, this Python, glibc 2.28."""
+    definition, lock = both(family)
+    for platform in lock.platforms:
+        tags = compatible(platform, definition.python_version)
+        wheels = [one.file for one in lock.python(platform) if one.file.endswith(".whl")]
+        assert [file for file in wheels if not set(tags_of(file)) & tags.keys()] == []
+        machine = "aarch64" if platform.endswith("arm64") else "x86_64"
+        assert {tag.rpartition("_" + machine)[1] for file in wheels for tag in tags_of(file)} == {"", "_" + machine}
+    assert "linux/arm64" in lock.platforms
 
 
 def test_the_cpu_image_holds_the_tested_stack_for_both_processors() -> None:
