@@ -23,11 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apertus_nemo.errors import ApertusError
-
-_QUERY_BLOCK = 512  # queries at a time on the CPU; bounds the scores to [batch, heads, block, sequence]
+from apertus_nemo.model.exact_attention import exact_causal
 
 
 def document_borders(documents: Tensor) -> Tensor:
@@ -91,11 +89,11 @@ class CoreAttention(torch.nn.Module):
             key, value = _gathered(key, value, self.context_parallel_group)
         groups = key.shape[2]
         sharing = heads // groups
-        # each (sample, group) is one entry of SDPA's batch; its query heads see one key and value head, by stride 0
+        # each (sample, group) is one entry of the batch; its query heads see one key and value head
         q = query.reshape(held, batch * groups, sharing, width).permute(1, 2, 0, 3)
-        k = key.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
-        v = value.reshape(length, batch * groups, 1, width).permute(1, 2, 0, 3).expand(-1, sharing, -1, -1)
-        attend = _exact_causal if q.device.type == "cpu" else _causal
+        k = key.reshape(length, batch * groups, width).transpose(0, 1)
+        v = value.reshape(length, batch * groups, width).transpose(0, 1)
+        attend = exact_causal if q.device.type == "cpu" else _causal
         if attention_mask is None:
             rows = [(slice(None), [0, length])]
         else:
@@ -106,9 +104,7 @@ class CoreAttention(torch.nn.Module):
             parts = []
             for first, last, start, stop in _queries(chunks, borders):
                 seen = slice(start, stop)
-                parts.append(
-                    attend(q[entries, :, first:last], k[entries, :, seen], v[entries, :, seen], self.softmax_scale)
-                )
+                parts.append(attend(q[entries, :, first:last], k[entries, seen], v[entries, seen], self.softmax_scale))
             samples.append(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0])
         context = torch.cat(samples) if len(samples) > 1 else samples[0]
         return context.permute(2, 0, 1, 3).reshape(held, batch, heads * width)
@@ -210,36 +206,11 @@ def packed(base: Any) -> Any:
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Queries [entries, sharing, n, width] are the last n of the positions of keys and values."""
+    """As `exact_causal`, by the fused kernel that torch chooses."""
+    k, v = (each.unsqueeze(1).expand(-1, q.shape[1], -1, -1) for each in (k, v))  # by stride 0, not copied
     if q.shape[2] == k.shape[2]:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler
 
     mask: Any = causal_lower_right(q.shape[2], k.shape[2])
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-def _exact_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """As `_causal`, by SDPA's plain kernel, a block of queries at a time.
-
-    On CPUs with AVX-512 the fused kernel of torch 2.13 takes exp() from an approximation good to some 20 bits: seen
-    from one process, the gradient norm under TP=2 was off by 1.8e-6 instead of 3e-7.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        length, before = q.shape[2], k.shape[2] - q.shape[2]
-        if length <= _QUERY_BLOCK and before == 0:
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        blocks = []
-        for start in range(0, length, _QUERY_BLOCK):
-            stop = min(start + _QUERY_BLOCK, length)
-            mask = torch.ones(stop - start, before + stop, dtype=torch.bool, device=q.device)
-            blocks.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    q[:, :, start:stop],
-                    k[:, :, : before + stop],
-                    v[:, :, : before + stop],
-                    attn_mask=mask.tril(diagonal=before + start),
-                    scale=scale,
-                )
-            )
-        return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]

@@ -32,7 +32,7 @@ from apertus_nemo.optim.schedule import StepSettings
 
 STATES = ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
 
-_CPU_BATCH = 32_768  # elements that one thread updates in its cache; also the least that torch gives to a thread
+_CPU_BATCH = 65_536  # elements that one thread updates in its cache; torch gives no thread less than 32,768
 _DEVICE_BATCH = 32 * 1024 * 1024  # elements; bounds the scratch memory to some 400 MiB
 
 

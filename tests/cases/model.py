@@ -127,8 +127,13 @@ def to_published(chunks: list[Any], model: ModelConfig, pick: Any) -> dict[str, 
 
 
 def tokens() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels [samples, sequence], the same on every rank."""
-    generator = torch.Generator().manual_seed(0)
+    """Inputs and labels [samples, sequence], the same on every rank.
+
+    xIELU's published derivative jumps at 0 and at eps: an activation within rounding of these may get another
+    gradient in another layout. With the seed 0 one stands at -1.1e-6 in one process and at -0.99e-6 under CP=2;
+    with this one none is near.
+    """
+    generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(0, MODEL.vocab_size, (MICRO_BATCH * MICRO_BATCHES, SEQUENCE + 1), generator=generator)
     return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
