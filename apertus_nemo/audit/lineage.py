@@ -29,7 +29,7 @@ from apertus_nemo.audit.lineage_checks import (
 from apertus_nemo.audit.status import find_runs
 from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.record.canonical import is_digest, is_unknown, loads
-from apertus_nemo.record.initial import EXPORTED, HUGGING_FACE, RUN
+from apertus_nemo.record.initial import EXPORTED, HUGGING_FACE, IMPORTED, MEGATRON, RUN
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import read
 
@@ -59,7 +59,7 @@ class Link:
     """From a member to the run that its weights are from."""
 
     origin: Origin
-    through: str  # "run": read from its checkpoint; "hugging_face": from a folder that was exported of it
+    through: str  # "run": read from its checkpoint; else from a folder that was exported of it
     found: str | None  # where the run was found: "recorded path", "beside", "--runs"; None: it was not
     checks: list[Check]
 
@@ -243,11 +243,11 @@ def _step_of_run(folder: Path, lock: RunLock) -> _Step | _End:
     kind = state.get("kind")
     if kind == "none":
         return _End(BEGINNING, f"{folder} draws its weights from the seed {trainer.get('seed')}")
-    if kind not in (RUN, HUGGING_FACE):
+    if kind not in (RUN, HUGGING_FACE, MEGATRON):
         raise InputError(f"{folder}/lock.json: this version knows no initial state of kind {kind!r}")
     parent = state.get("parent")
     path = _recorded(folder, config)
-    if kind == HUGGING_FACE and isinstance(parent, dict) and is_unknown(parent):
+    if kind != RUN and isinstance(parent, dict) and is_unknown(parent):
         where = path[0] if path else "a folder that it does not name"
         return _End(NOT_OURS, f"{folder} starts from {where}: {parent['unknown']}")
     files = state.get("files") if kind == RUN else None
@@ -268,6 +268,9 @@ def _step_of_folder(folder: Path) -> _Step | _End:
         return _End(NOT_OURS, f"{folder} holds no {EXPORTED}: it was not exported from a run of ours")
     tree = loads(read(note, max_bytes=_MAX_BYTES), what=str(note))
     source = tree.get("source") if isinstance(tree, dict) else None
+    imported = isinstance(tree, dict) and tree.get("kind") == IMPORTED
+    if (imported and source is None) or (isinstance(source, dict) and source.keys() == {"weights_digest"}):
+        return _End(NOT_OURS, f"{folder}: the weights were imported from a folder that was not exported by us")
     if not isinstance(source, dict):
         raise InputError(f"{note} does not say which run it was exported from")
     manifest = source.get("checkpoint_manifest_sha256")

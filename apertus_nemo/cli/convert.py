@@ -1,4 +1,4 @@
-"""`apertus-nemo convert export` and `apertus-nemo convert digest`; see docs/convert.md."""
+"""`apertus-nemo convert export`, `convert import` and `convert digest`; see docs/convert.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from apertus_nemo.cli.arguments import explained
 from apertus_nemo.errors import Differs, InputError
 
 if TYPE_CHECKING:
+    from apertus_nemo.recipe.schema import ModelConfig
     from apertus_nemo.record.lock import RunLock
     from apertus_nemo.record.run_dir import RunDirectory
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
     options = parser().parse_args(arguments)
-    return _export(options) if options.verb == "export" else _digest(options)
+    return {"export": _export, "import": _import, "digest": _digest}[options.verb](options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,20 +30,21 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="apertus-nemo convert",
         **explained(
-            "Bring checkpoints into the form that Hugging Face's libraries load, and tie them to the step they are of.",
+            "Bring checkpoints into the form that Hugging Face's libraries load and back, and tie them to their step.",
             examples={
                 "apertus-nemo convert export runs/mine hf": "the newest checkpoint, for transformers",
+                "apertus-nemo convert import hf megatron": "the way back, for Megatron",
                 "apertus-nemo convert digest hf --run runs/mine": "the step that made these weights",
             },
             exit_codes={
                 0: "done",
-                1: "digest: no step has these weights, or a tensor is missing, too much or of another shape",
-                2: "wrong input: no run, no such checkpoint, no folder of an Apertus model",
-                3: "export: the disk is full or cannot be written",
+                1: "no step has these weights; digest: a tensor is missing, too much or of another shape",
+                2: "wrong input: no run, no such checkpoint, no folder of an Apertus model, values that are not finite",
+                3: "the disk is full or cannot be written",
             },
         ),
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,digest}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,import,digest}")
     export = verbs.add_parser(
         "export",
         help="a checkpoint of a run as a folder for transformers",
@@ -50,15 +53,16 @@ def parser() -> argparse.ArgumentParser:
             examples={
                 "apertus-nemo convert export runs/mine hf": "the newest checkpoint",
                 "apertus-nemo convert export runs/mine hf --step 500 --tokenizer corpus/tokenizer": "",
+                "apertus-nemo convert export megatron hf": "what `convert import` made",
             },
             exit_codes={
                 0: "exported",
-                2: "no run, no such checkpoint, or one that is torn or of another model",
+                2: "no run, no such checkpoint, one that is torn or of another model, or values that are not finite",
                 3: "the disk is full or cannot be written",
             },
         ),
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    export.add_argument("run", type=Path, metavar="RUN", help="run directory, or a folder that import made")
     export.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to put beside the weights")
@@ -66,6 +70,25 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--trust", action="store_true", help="do not hash the checkpoint first: it is read as it lies there"
     )
+    back = verbs.add_parser(
+        "import",
+        help="a folder for transformers as a Megatron checkpoint",
+        **explained(
+            "Write the weights of a folder that transformers loads, bit for bit, as a checkpoint for Megatron.",
+            examples={
+                "apertus-nemo convert import hf megatron": "",
+                "apertus-nemo train recipe=mine initial.kind=megatron initial.path=megatron": "to start from it",
+            },
+            exit_codes={
+                0: "imported",
+                1: "the folder says that it is of a step of a run, and its weights are not that step's",
+                2: "no folder of an Apertus model, tensors that are not the model's, or values that are not finite",
+                3: "the disk is full or cannot be written",
+            },
+        ),
+    )
+    back.add_argument("source", type=Path, metavar="HF_DIR", help="folder with config.json and safetensors")
+    back.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
     digest = verbs.add_parser(
         "digest",
         help="the digest of a folder's weights, and whether a run logged it",
@@ -82,15 +105,61 @@ def parser() -> argparse.ArgumentParser:
             },
         ),
     )
-    digest.add_argument("folder", type=Path, metavar="DIR", help="folder with config.json and safetensors")
+    digest.add_argument("folder", type=Path, metavar="DIR", help="folder for transformers, or one that import made")
     digest.add_argument("--run", type=Path, metavar="RUN", help="run directory to hold them against")
     digest.add_argument("--step", type=int, metavar="N", help="of the run (default: any that has the digest)")
-    for verb in (export, digest):
+    for verb in (export, back):
+        verb.add_argument(
+            "--allow-nonfinite", action="store_true", help="convert NaN and infinities too (default: refuse them)"
+        )
+    for verb in (export, back, digest):
         verb.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.max_shard_bytes < 1:
+        raise InputError(f"--max-shard-bytes {options.max_shard_bytes}: a file holds at least one byte")
+    from apertus_nemo.record.initial import import_note
+
+    note = import_note(options.run)
+    found = _of_run(options) if note is None else _of_import(options, note)
+    _quiet_imports()
+    from apertus_nemo.convert.export import export
+
+    done = export(
+        found.checkpoint / "weights",
+        found.model,
+        options.folder,
+        tokenizer=options.tokenizer,
+        source=found.source,
+        tokens=found.tokens,
+        shard_bytes=options.max_shard_bytes,
+        allow_nonfinite=options.allow_nonfinite,
+        progress=_Bar("exporting").show,
+    )
+    weights = found.source["weights_digest"]
+    if options.json:
+        result = {**found.source, "files": done.shards, "size_bytes": done.size_bytes, "tensors": done.tensors}
+        print(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        what = f"step {found.source['step']}" if note is None else str(options.run)
+        print(f"exported {what} into {done.folder}: {done.tensors} tensors, {done.size_bytes:,} bytes")
+        print(f"  weights digest {weights or 'unknown: the state of this step was not digested'}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What is exported, and what the folder says of it."""
+
+    checkpoint: Path
+    model: ModelConfig
+    source: dict[str, Any]
+    tokens: dict[str, int | None] | None = None  # ids of bos, eos and pad, where they are known
+
+
+def _of_run(options: argparse.Namespace) -> _Checkpoint:
     from apertus_nemo.recipe.typed import from_tree
     from apertus_nemo.record.checkpoints import MANIFEST, check_checkpoint, checkpoint_step
     from apertus_nemo.record.files import file_sha256
@@ -103,14 +172,11 @@ def _export(options: argparse.Namespace) -> int:
     step = steps[-1] if options.step is None else options.step
     if step not in steps:
         raise InputError(f"{options.run} holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    if options.max_shard_bytes < 1:
-        raise InputError(f"--max-shard-bytes {options.max_shard_bytes}: a file holds at least one byte")
     checkpoint = directory.checkpoint(step)
     if options.trust:
         checkpoint_step(checkpoint)
     else:
         check_checkpoint(checkpoint, lock_digest=lock.digest)
-    model = from_tree(lock.tree["config"]).model
     state = directory.state(step)
     weights = None
     if state.is_file():
@@ -121,45 +187,66 @@ def _export(options: argparse.Namespace) -> int:
         "step": step,
         "weights_digest": weights,
     }
-    _quiet_imports()
-    from apertus_nemo.convert.export import export
+    return _Checkpoint(checkpoint, from_tree(lock.tree["config"]).model, source)
 
-    done = export(
-        checkpoint / "weights",
-        model,
+
+def _of_import(options: argparse.Namespace, note: dict[str, Any]) -> _Checkpoint:
+    """A folder that import made: its source is that of the folder it was made of, where that was known."""
+    from apertus_nemo.recipe.compose import compose
+    from apertus_nemo.recipe.hf_config import from_hf
+    from apertus_nemo.record.checkpoints import check_checkpoint, checkpoint_step
+    from apertus_nemo.record.initial import read_json
+
+    if options.step is not None:
+        raise InputError(f"--step {options.step}: {options.run} was imported, and holds the weights of no step")
+    if options.trust:
+        checkpoint_step(options.run)
+    else:
+        check_checkpoint(options.run, lock_digest="")
+    config = read_json(options.run / "config.json")
+    model = from_hf(config, compose().config.model, what=str(options.run / "config.json"))
+    ids = {name: config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    tokens = {name: value if type(value) is int else None for name, value in ids.items()}
+    source = {**(note.get("source") or {}), "weights_digest": note["weights_digest"]}
+    return _Checkpoint(options.run, model, source, tokens)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from apertus_nemo.recipe.compose import compose
+
+    like = compose().config.model
+    _quiet_imports()
+    from apertus_nemo.convert.importing import import_folder
+
+    done = import_folder(
+        options.source,
         options.folder,
-        tokenizer=options.tokenizer,
-        source=source,
-        shard_bytes=options.max_shard_bytes,
-        progress=_Bar().show,
+        like,
+        allow_nonfinite=options.allow_nonfinite,
+        progress=_Bar("importing").show,
     )
     if options.json:
-        result = {**source, "files": done.shards, "size_bytes": done.size_bytes, "tensors": done.tensors}
-        print(json.dumps(result, indent=2, sort_keys=True))
+        result = {"files": done.files, "size_bytes": done.size_bytes, "tensors": done.tensors}
+        print(json.dumps({**result, "weights_digest": done.weights_digest}, indent=2, sort_keys=True))
     else:
-        print(f"exported step {step} into {done.folder}: {done.tensors} tensors, {done.size_bytes:,} bytes")
-        print(f"  weights digest {weights or 'unknown: the state of this step was not digested'}")
+        print(f"imported {options.source} into {done.folder}: {done.tensors} tensors, {done.size_bytes:,} bytes")
+        print(f"  weights digest {done.weights_digest}")
     return 0
 
 
 def _digest(options: argparse.Namespace) -> int:
     from apertus_nemo.recipe.compose import compose
+    from apertus_nemo.recipe.hf_config import from_hf
+    from apertus_nemo.record.initial import import_note, read_json
     from apertus_nemo.record.state import digest_of
 
     config = options.folder / "config.json"
-    try:
-        tree = json.loads(config.read_bytes())
-    except OSError as error:
-        raise InputError(f"could not read {config}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{config} is not JSON: {error}") from None
-    from apertus_nemo.recipe.hf_config import from_hf
-
-    model = from_hf(tree, compose().config.model, what=str(config))
+    model = from_hf(read_json(config), compose().config.model, what=str(config))
+    imported = import_note(options.folder) is not None
     _quiet_imports()
-    from apertus_nemo.convert.digest import folder_digests
+    from apertus_nemo.convert.digest import checkpoint_digests, folder_digests
 
-    digest = digest_of(folder_digests(options.folder, model))
+    digest = digest_of((checkpoint_digests if imported else folder_digests)(options.folder, model))
     step = None if options.run is None else _logged(options, digest)
     if options.json:
         print(json.dumps({"step": step, "weights_digest": digest}, indent=2, sort_keys=True))
@@ -210,8 +297,8 @@ def _quiet_imports() -> None:
 class _Bar:
     """A progress bar on a terminal, nothing elsewhere."""
 
-    def __init__(self) -> None:
-        self._bar: Any = None
+    def __init__(self, what: str) -> None:
+        self._what, self._bar = what, None  # type: str, Any
 
     def show(self, done: int, total: int) -> None:
         """Move to `done` of `total` bytes."""
@@ -220,7 +307,7 @@ class _Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="exporting", file=sys.stderr)
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=self._what, file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()

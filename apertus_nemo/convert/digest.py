@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from apertus_nemo.convert.export import INDEX
+from apertus_nemo.convert.lanes import added, block_lanes
+from apertus_nemo.convert.megatron import MegatronWeights
+from apertus_nemo.convert.safetensors import DTYPES
 from apertus_nemo.errors import Differs, InputError
 from apertus_nemo.model.layout import published_shapes
 from apertus_nemo.recipe.schema import ModelConfig
-from apertus_nemo.record.state import LANES, Lanes, TensorDigest
-from apertus_nemo.record.state_digest import bits, weights
+from apertus_nemo.record.state import Lanes, TensorDigest
 
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _BLOCK_BYTES = 1 << 26
@@ -50,7 +51,7 @@ def folder_digests(
             if shapes.get(name) != shape:
                 wrong.append(f"{name} has the shape {shape}" if name in shapes else f"{name} is no tensor of Apertus")
                 continue
-            found[name] = TensorDigest(name, "weight", _NAMES[dtype], shape, _lanes(part, shape, dtype))
+            found[name] = TensorDigest(name, "weight", _NAMES[dtype], shape, _lanes(part, shape))
             progress(name)
     wrong += [f"{name} is missing" for name in shapes if name not in found and not any(name in w for w in wrong)]
     if wrong:
@@ -98,25 +99,27 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"could not read {path}: {error.strerror or error}") from None
 
 
-def _lanes(part: Any, shape: tuple[int, ...], dtype: str) -> Lanes:
-    """Sum of all blocks. The weights factor, so a lane is a matrix product: rows' weights x bits x columns' weights."""
-    import torch
-
+def _lanes(part: Any, shape: tuple[int, ...]) -> Lanes:
+    """Sum of all blocks of rows."""
     rows, cols = (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
-    step = max(1, _BLOCK_BYTES // max(1, cols * 8))
-    columns = [weights(lane, 1, 0, cols) for lane in range(LANES)]
-    total = [0] * LANES
+    step = max(1, _BLOCK_BYTES // max(1, cols * 4))
+    total: Lanes = (0, 0, 0, 0)
     for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        tensor = part[:] if len(shape) == 1 else part[start:stop]
-        words = bits(
-            tensor.contiguous()
-            .view(torch.int32 if dtype == "F32" else torch.int16)
-            .numpy()
-            .view(np.uint32 if dtype == "F32" else np.uint16)
-        ).astype(np.uint64)
-        for lane in range(LANES):
-            by_row = words @ columns[lane]
-            total[lane] += int((by_row * weights(lane, 0, start, stop)).sum(dtype=np.uint64))
-    first, second, third, fourth = (value & (2**64 - 1) for value in total)
-    return first, second, third, fourth
+        block = part[:].reshape(1, -1) if len(shape) == 1 else part[start : min(start + step, rows)]
+        total = added(total, block_lanes(block, row0=start))
+    return total
+
+
+def checkpoint_digests(folder: Path, model: ModelConfig) -> list[TensorDigest]:
+    """As `folder_digests`, of a folder that `convert import` made, from Megatron's files; InputError for any other."""
+    held = MegatronWeights(folder / "weights", model)
+    kind = _NAMES[DTYPES[held.dtype]]
+    digests = []
+    for name, shape in published_shapes(model).items():
+        total: Lanes = (0, 0, 0, 0)
+        row = 0
+        for block in held.published(name):
+            total = added(total, block_lanes(block, row0=row))
+            row += block.shape[0]
+        digests.append(TensorDigest(name, "weight", kind, shape, total))
+    return sorted(digests)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from apertus_nemo.convert.lanes import finite
 from apertus_nemo.convert.megatron import MegatronWeights
 from apertus_nemo.convert.safetensors import DTYPES, Entry, ShardWriter, size_bytes
 from apertus_nemo.errors import InputError
@@ -59,21 +60,48 @@ def export(
     *,
     tokenizer: Path | None,
     source: dict[str, Any],
+    tokens: dict[str, int | None] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    allow_nonfinite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Exported:
     """Write `folder` from the torch_dist files in `weights`; `source` says where they are from, and is kept.
 
-    Raises InputError (a checkpoint that is not of this model, a folder that holds something), UnfitEnvironment (disk).
+    `tokens`: ids of bos, eos and pad, where no tokenizer says them. Raises InputError (a checkpoint that is not of this
+    model, a value that is not finite, a folder that is there), UnfitEnvironment (disk).
     """
     found = MegatronWeights(weights, model)
     if os.path.lexists(folder):
         raise InputError(f"{folder} is there already: name a folder that is not")
+    if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
+        raise InputError(f"{tokenizer} holds no tokenizer.json: give the folder of a tokenizer")
     entries = _entries(model, found.dtype)
     shards = _shards(entries, shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
     note = dumps({"format": 1, "kind": "apertus-nemo export", "source": source, "shard_bytes": shard_bytes})
     done = _begin(partial, note)
+    total = sum(map(size_bytes, entries.values()))
+    try:
+        _write(found, model, partial, entries, shards, done, allow_nonfinite=allow_nonfinite, progress=progress)
+        _finish(partial, folder, model, found.dtype, entries, shards, tokenizer, tokens)
+    except InputError:  # going on would meet it again
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Exported(folder, len(entries), total, len(shards))
+
+
+def _write(
+    found: MegatronWeights,
+    model: ModelConfig,
+    partial: Path,
+    entries: dict[str, Entry],
+    shards: dict[str, list[str]],
+    done: dict[str, str],
+    *,
+    allow_nonfinite: bool,
+    progress: Progress,
+) -> None:
+    """The files of weights that are not there yet; `done`: file -> SHA-256 of those that are."""
     total, written = sum(map(size_bytes, entries.values())), 0
     for name, tensors in shards.items():
         held = {tensor: entries[tensor] for tensor in tensors}
@@ -82,6 +110,10 @@ def export(
             with ShardWriter(partial / name, held) as shard:
                 for tensor in tensors:
                     for block in _blocks(found, model, tensor):
+                        if not (allow_nonfinite or finite(block)):
+                            raise InputError(
+                                f"{tensor} holds a value that is not finite; --allow-nonfinite converts it all the same"
+                            )
                         shard.write(tensor, block)
                         written += block.numel() * block.element_size()
                         progress(written, total)
@@ -90,8 +122,6 @@ def export(
         else:
             written += size
             progress(written, total)
-    _finish(partial, folder, model, found.dtype, entries, shards, tokenizer)
-    return Exported(folder, len(entries), total, len(shards))
 
 
 _JOURNAL = ".done.json"
@@ -162,9 +192,10 @@ def _finish(
     entries: dict[str, Entry],
     shards: dict[str, list[str]],
     tokenizer: Path | None,
+    tokens: dict[str, int | None] | None,
 ) -> None:
     """Index, configuration and tokenizer; then the folder gets its name."""
-    tokens: dict[str, int | None] = {"bos": 1, "eos": 2, "pad": 3}
+    tokens = tokens or {"bos": 1, "eos": 2, "pad": 3}
     if tokenizer is not None:
         tokens = _copy_tokenizer(tokenizer, partial)
     if len(shards) > 1:
@@ -183,8 +214,6 @@ def _finish(
 
 def _copy_tokenizer(tokenizer: Path, partial: Path) -> dict[str, int | None]:
     """The tokenizer's files, and the ids of its special tokens."""
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise InputError(f"{tokenizer} holds no tokenizer.json: give the folder of a tokenizer")
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             write_atomic(partial / name, (tokenizer / name).read_bytes())

@@ -46,6 +46,12 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     return dict(tree)
 
 
+def data_start(path: Path) -> int:
+    """The byte where the tensors begin, which `data_offsets` count from; of a file that `read_header` has read."""
+    with reading(path), path.open("rb") as stream:
+        return 8 + int.from_bytes(stream.read(8), "little")
+
+
 def refuse_other_tensors(folder: Path, names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The files `names` of the folder hold each tensor of `shapes` once, and xIELU's constants, and nothing else.
 

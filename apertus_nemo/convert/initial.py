@@ -18,7 +18,7 @@ from apertus_nemo.convert.megatron import MegatronWeights
 from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.model.layout import Range, pieces, published_shapes
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
-from apertus_nemo.record.initial import RUN
+from apertus_nemo.record.initial import HUGGING_FACE
 from apertus_nemo.record.state import published_name
 
 
@@ -66,7 +66,7 @@ class CheckpointWeights(Weights):
 
 def weights_in(folder: Path, run: RunConfig) -> Weights:
     """What `run.initial` starts from, in `folder`, which was hashed."""
-    return (CheckpointWeights if run.initial.kind == RUN else FolderWeights)(folder, run.model)
+    return (FolderWeights if run.initial.kind == HUGGING_FACE else CheckpointWeights)(folder, run.model)
 
 
 def fill(

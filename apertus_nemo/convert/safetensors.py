@@ -10,17 +10,15 @@ without a gap, little-endian, row by row. What is written is read back with the 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from apertus_nemo.convert.stream import HashedFile
 from apertus_nemo.errors import ApertusError
-from apertus_nemo.record.files import sync_folder, writing
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
@@ -51,19 +49,17 @@ def header(entries: Mapping[str, Entry]) -> bytes:
 
 
 class ShardWriter:
-    """One file, complete or absent: written beside its place, and renamed when every tensor is whole."""
+    """One file, complete or absent: it gets its name when every tensor is whole."""
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._path = path
         self._left = {name: size_bytes(entry) for name, entry in entries.items()}
         self._order = list(entries)
-        self._hash = hashlib.sha256()
-        with writing(self._partial):
-            self._stream = self._partial.open("wb", buffering=0)
+        self._file = HashedFile(path)
         try:
-            self._put(header(entries))
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
+            self._file.write(header(entries))
+        except BaseException:
+            self._file.drop()
             raise
 
     def __enter__(self) -> ShardWriter:
@@ -72,23 +68,16 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._stream.close()
-            self._partial.unlink(missing_ok=True)
-            return
         short = [name for name, left in self._left.items() if left]
-        if short:
+        if kind is None and short:
+            self._file.drop()
             raise ApertusError(f"{self._path}: {short[0]} was not written whole")
-        with writing(self._path):
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._partial.rename(self._path)
-            sync_folder(self._path.parent)
+        self._file.__exit__(kind, value, trace)
 
     @property
     def sha256(self) -> str:
         """Of all that was written so far."""
-        return self._hash.hexdigest()
+        return self._file.sha256
 
     def write(self, name: str, block: torch.Tensor) -> None:
         """The next rows of a tensor; tensors come in the order of the header."""
@@ -98,14 +87,4 @@ class ShardWriter:
         if len(data) > self._left[name]:
             raise ApertusError(f"{self._path}: {name} has too many bytes")
         self._left[name] -= len(data)
-        self._put(data)
-
-    def _put(self, data: bytes | memoryview) -> None:
-        with writing(self._partial):
-            view = memoryview(data)
-            while view:
-                part = view[: 1 << 24]
-                self._hash.update(part)
-                while part:
-                    count = self._stream.write(part)
-                    part, view = part[count:], view[count:]
+        self._file.write(data)

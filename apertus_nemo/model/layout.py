@@ -14,6 +14,7 @@ transformers 4.57), held against each other by `tests/unit/model/test_parity.py`
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from apertus_nemo.errors import ApertusError
@@ -209,6 +210,34 @@ def pieces(
         name = _ROW_PARALLEL[inner]
         return (_cols(prefix + name, shapes[name], tp_rank, tp_size),)
     raise ApertusError(f"{parameter!r} is no parameter of an Apertus model")
+
+
+def stored_parameters(model: ModelConfig) -> Iterator[tuple[str, str, int | None]]:
+    """Every parameter as a torch_dist checkpoint stores it: key in the index, Megatron's name, layer in the stack.
+
+    One key holds a parameter of all layers, stacked; the layer is None for what is outside them. Norms before a linear
+    are spelt as Transformer Engine's fusion has them, which is what Megatron's own modules write too. In the order of
+    the computation.
+    """
+    layer = (
+        "self_attention.linear_qkv.layer_norm_weight",
+        _QKV,
+        "self_attention.q_layernorm.weight",
+        "self_attention.k_layernorm.weight",
+        "self_attention.linear_proj.weight",
+        "mlp.linear_fc1.layer_norm_weight",
+        "mlp.linear_fc1.weight",
+        "mlp.activation_func.alpha_p",
+        "mlp.activation_func.alpha_n",
+        "mlp.linear_fc2.weight",
+    )
+    embedding, output = _VOCABULARY
+    yield embedding, embedding, None
+    for index in range(model.num_layers):
+        for inner in layer:
+            yield f"decoder.layers.{inner}", f"decoder.layers.{index}.{inner}", index
+    for name in (*_FINAL_NORM, output):
+        yield name, name, None
 
 
 def partition_dim(parameter: str) -> int:

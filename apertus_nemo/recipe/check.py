@@ -231,7 +231,7 @@ def initial_path(c: RunConfig) -> Iterator[Finding]:
         yield Finding(
             ("initial.path", "initial.kind"),
             "weights are drawn from trainer.seed, so the path would be ignored",
-            "set initial.kind to run or hugging_face, or initial.path=null",
+            "set initial.kind to run, hugging_face or megatron, or initial.path=null",
         )
     if initial.kind != "run" and initial.step is not None:
         yield Finding(

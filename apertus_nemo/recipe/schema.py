@@ -172,8 +172,10 @@ class TrainerConfig:
 class InitialConfig:
     """Where the first weights come from; optimizer, step and random numbers always begin anew."""
 
-    kind: str = "none"  # "none": drawn from trainer.seed; "run": a checkpoint; "hugging_face": a published folder
-    path: str | None = None  # run directory, or folder with config.json and safetensors
+    # "none": drawn from trainer.seed; "run": a checkpoint; "hugging_face": a published folder; "megatron": what
+    # `convert import` made of one
+    kind: str = "none"
+    path: str | None = None  # run directory, folder with config.json and safetensors, or what was imported
     step: int | None = None  # of the checkpoint, with kind=run; null: the newest
 
 

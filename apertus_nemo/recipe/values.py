@@ -167,7 +167,7 @@ ALLOWED: dict[str, Allowed] = {
     ),
     "reproducibility.threads_per_rank": _size("it counts threads", high=1 << 10),
     "reproducibility.state_digest_every_steps": _STEPS,
-    "initial.kind": _choice("weights are drawn, or read from one of these", "none", "run", "hugging_face"),
+    "initial.kind": _choice("weights are drawn, or read from one of these", "none", "run", "hugging_face", "megatron"),
     "initial.path": Allowed("it names a run directory, or a folder with config.json and safetensors"),
     "initial.step": Allowed("it is the step of a checkpoint; null takes the newest", low=0, high=1 << 40),
     "cluster.kind": _choice("ranks are processes on this machine, or tasks of a Slurm job", "local", "slurm"),

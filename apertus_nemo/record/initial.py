@@ -3,9 +3,10 @@
     found = find_initial(run)                        # None: weights are drawn from trainer.seed
     found.folder, found.tree                         # files for the ranks; the lock's field `initial_state`
 
-A run may start from the weights of another run's checkpoint (`initial.kind=run`), or of a folder in the published form
-(`initial.kind=hugging_face`). Weights alone are carried over: optimizer, step and random numbers begin anew, as in the
-published long-context and fine-tuning runs. Every file is pinned by its SHA-256; the path is no part of what it is.
+A run may start from the weights of another run's checkpoint (`initial.kind=run`), of a folder in the published form
+(`initial.kind=hugging_face`), or of one that `convert import` made of such a folder (`initial.kind=megatron`). Weights
+alone are carried over: optimizer, step and random numbers begin anew, as in the published long-context and fine-tuning
+runs. Every file is pinned by its SHA-256; the path is no part of what it is.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.state import StateDigest
 
-RUN, HUGGING_FACE = "run", "hugging_face"
-EXPORTED = "apertus-nemo.json"  # in a folder that `convert export` made: where it is from
+RUN, HUGGING_FACE, MEGATRON = "run", "hugging_face", "megatron"
+EXPORTED = "apertus-nemo.json"  # in a folder that `convert` made: where it is from
+IMPORTED = "apertus-nemo import"  # the kind that this file names in a folder of Megatron's files
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MAX_TEXT_BYTES = 64 * 1024 * 1024
@@ -84,6 +86,8 @@ def find_initial(
     path = Path(run.initial.path).expanduser().resolve() if folder is None else folder
     if not path.is_dir():
         raise InputError(f"initial.path={path}: there is no such folder")
+    if run.initial.kind == MEGATRON:
+        return _of_import(run, path)
     return _of_run(run, path) if run.initial.kind == RUN else _of_folder(run, path, inspect)
 
 
@@ -113,23 +117,21 @@ def _of_run(run: RunConfig, path: Path) -> Initial:
 
 
 def _of_folder(run: RunConfig, path: Path, inspect: Inspect) -> Initial:
-    config = _json(path / "config.json")
+    config = read_json(path / "config.json")
     from apertus_nemo.recipe.hf_config import from_hf
 
     _same_model(run.model, to_tree(from_hf(config, run.model, what=str(path / "config.json"))), of=str(path))
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    precision = {"bfloat16": "bf16", "float32": "fp32"}.get(str(dtype), str(dtype))
+    precision = precision_of(config)
     _same_precision(run, precision, of=str(path))
-    names = ["config.json", *_weight_files(path)]
+    names = ["config.json", *weight_files(path, what=f"initial.path={path}")]
     inspect(path, [name for name in names if name.endswith(".safetensors")])
     files = {name: file_sha256(path / name) for name in sorted(names)}
     parent: Any = unknown(f"the folder holds no {EXPORTED}: it was not exported from a run of ours")
     digest: Any = unknown("nobody has logged it")
     if (path / EXPORTED).is_file():
-        source = _json(path / EXPORTED).get("source")
-        if isinstance(source, dict) and {"lock_digest", "step", "weights_digest"} <= source.keys():
-            parent = {"lock_digest": source["lock_digest"], "step": source["step"]}
-            digest = source["weights_digest"] or digest
+        source = read_json(path / EXPORTED).get("source")
+        parent = _parent(source)
+        digest = (source.get("weights_digest") if isinstance(source, dict) else None) or digest
     return Initial(path, _tree(HUGGING_FACE, files, parent, digest, precision))
 
 
@@ -144,23 +146,63 @@ def _tree(kind: str, files: dict[str, str], parent: Any, digest: Any, precision:
     }
 
 
-def _weight_files(path: Path) -> list[str]:
-    """The names of the files with weights, and of their index."""
+def _of_import(run: RunConfig, path: Path) -> Initial:
+    note = import_note(path)
+    if note is None:
+        raise InputError(
+            f"initial.path={path}: the folder holds no {EXPORTED} of `apertus-nemo convert import`; "
+            "initial.kind=run reads a run, initial.kind=hugging_face a folder with safetensors"
+        )
+    check_checkpoint(path, lock_digest="")
+    from apertus_nemo.recipe.hf_config import from_hf
+
+    config = read_json(path / "config.json")
+    _same_model(run.model, to_tree(from_hf(config, run.model, what=str(path / "config.json"))), of=str(path))
+    precision = precision_of(config)
+    _same_precision(run, precision, of=str(path))
+    files = {name: entry["sha256"] for name, entry in sorted(read_manifest(path)["files"].items())}
+    return Initial(path, _tree(MEGATRON, files, _parent(note.get("source")), note["weights_digest"], precision))
+
+
+def _parent(source: Any) -> dict[str, Any]:
+    """The run that a folder says it is of; unknown where it is of none of ours."""
+    if isinstance(source, dict) and {"lock_digest", "step"} <= source.keys():
+        return {"lock_digest": source["lock_digest"], "step": source["step"]}
+    return unknown(f"{EXPORTED} in the folder names no run of ours")
+
+
+def import_note(path: Path) -> dict[str, Any] | None:
+    """What `convert import` wrote beside the weights that it brought into Megatron's form; None for other folders."""
+    if not (path / EXPORTED).is_file():
+        return None
+    note = read_json(path / EXPORTED)
+    return note if note.get("kind") == IMPORTED and isinstance(note.get("weights_digest"), str) else None
+
+
+def precision_of(config: dict[str, Any]) -> str:
+    """The type of the weights as a recipe calls it, from a `config.json`: "fp32", "bf16", or what stands there."""
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    return {"bfloat16": "bf16", "float32": "fp32"}.get(str(dtype), str(dtype))
+
+
+def weight_files(path: Path, *, what: str) -> list[str]:
+    """The names of the files with weights, and of their index. Raises InputError, beginning with `what`."""
     if not (path / _INDEX).is_file():
         if not (path / _SINGLE).is_file():
-            raise InputError(f"initial.path={path}: the folder holds neither {_SINGLE} nor {_INDEX}")
+            raise InputError(f"{what}: the folder holds neither {_SINGLE} nor {_INDEX}")
         return [_SINGLE]
-    places = _json(path / _INDEX).get("weight_map")
+    places = read_json(path / _INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) and "/" not in name for name in places.values()):
         raise InputError(f"{path / _INDEX} is no index of safetensors")
     names = sorted(set(places.values()))
     for name in names:
         if not (path / name).is_file():
-            raise InputError(f"initial.path={path}: {name} is missing, and {_INDEX} names it")
+            raise InputError(f"{what}: {name} is missing, and {_INDEX} names it")
     return [*names, _INDEX]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where the file cannot be read, or is none."""
     with reading(path):
         data = read_bytes(path, max_bytes=_MAX_TEXT_BYTES)
     try:

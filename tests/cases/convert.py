@@ -44,6 +44,17 @@ def exported(
     return {"digest": digest, "shards": done.shards, "tensors": done.tensors, "size_bytes": done.size_bytes}
 
 
+def imported(rank: int, world_size: int, *, source: str, folder: str, **options: Any) -> dict[str, Any]:
+    """Import; the digest that is recorded, and the one of what lies in the folder then."""
+    from apertus_nemo.convert.digest import checkpoint_digests
+    from apertus_nemo.convert.importing import import_folder
+    from apertus_nemo.record.state import digest_of
+
+    done = import_folder(Path(source), Path(folder), _model(), **options)
+    found = digest_of(checkpoint_digests(Path(folder), _model()))
+    return {"recorded": done.weights_digest, "found": found, "files": done.files}
+
+
 def refused_by_the_disk(rank: int, world_size: int, **arguments: Any) -> dict[str, Any]:
     """`exported`; {"error", "exit_code"} where it ends with an error of ours."""
     from apertus_nemo.errors import ApertusError

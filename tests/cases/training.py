@@ -22,6 +22,7 @@ def run_steps(
     gradients: bool = False,
     perturb: int | None = None,
     fill: float | None = None,
+    plain: str | None = None,
     initial: str | None = None,
     initial_weights: str | None = None,
     attempt: int = 0,
@@ -32,6 +33,7 @@ def run_steps(
 
     perturb: seed of a coin that moves every initial weight to the next float, up or down (one process only).
     fill: put this value into every weight and optimizer state before a checkpoint is loaded.
+    plain: files of torch_dist, which Megatron's own loader reads into the model, strictly, in the place of ours.
     initial: the weights to start from, of the kind that `overrides` name; initial_weights: the digest expected of them.
     limits_s: the time that each rank has; a run that is over before its last step answers where it stopped.
     The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
@@ -53,7 +55,7 @@ def run_steps(
         rendezvous=Path(os.environ["RENDEZVOUS_FILE"]),
         initial=None if initial is None else Path(initial),
     )
-    start = _start(run, perturb=perturb, fill=fill)
+    start = _start(run, perturb=perturb, fill=fill, plain=plain)
     trainer = train(
         run,
         RunDirectory(Path(folder)),
@@ -77,7 +79,7 @@ def run_steps(
     return result
 
 
-def _start(run: Any, *, perturb: int | None, fill: float | None) -> Any:
+def _start(run: Any, *, perturb: int | None, fill: float | None, plain: str | None) -> Any:
     """A callback that changes the fresh state where asked, and keeps the one that the first step starts from."""
     import lightning.pytorch as pl
     import torch
@@ -104,6 +106,13 @@ def _start(run: Any, *, perturb: int | None, fill: float | None) -> Any:
                     for *_, shard, _span in logical_states(optimizer):
                         shard.fill_(fill)
                 self.filled.update(_tensors(state_digest(trainer, run, 0)))
+            if plain is not None:
+                from megatron.core import dist_checkpointing
+                from megatron.core.dist_checkpointing.validation import StrictHandling
+
+                wanted = {"state_dict": trainer.strategy.megatron_parallel.sharded_state_dict()}
+                loaded = dist_checkpointing.load(wanted, plain, strict=StrictHandling.RAISE_ALL)
+                trainer.strategy.load_model_state_dict(loaded)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.tensors.update(_tensors(state_digest(trainer, run, trainer.global_step)))

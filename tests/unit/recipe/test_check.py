@@ -146,7 +146,7 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     (
         "initial_path",
         {"initial__path": "runs/a"},
-        "initial.path=runs/a, initial.kind=none: weights are drawn from trainer.seed, so the path would be ignored; set initial.kind to run or hugging_face, or initial.path=null",
+        "initial.path=runs/a, initial.kind=none: weights are drawn from trainer.seed, so the path would be ignored; set initial.kind to run, hugging_face or megatron, or initial.path=null",
         {},
     ),
     (
