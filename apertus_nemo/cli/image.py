@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
     "list": ("apertus_nemo.cli.image_list", "list families and versions: what is in each, for which machine"),
     "diff": ("apertus_nemo.cli.image_diff", "say what changed between two images, and what it may do"),
+    "build": ("apertus_nemo.cli.image_build", "build an image from its definition and lock, to the same digest"),
     "publish": ("apertus_nemo.cli.image_publish", "push a built image, with what refers to it, once and for ever"),
     "apptainer": ("apertus_nemo.cli.image_apptainer", "print the definition file of an image for Apptainer"),
     "lock": ("apertus_nemo.cli.image_lock", "resolve a definition: every package, with version and hash"),

@@ -266,7 +266,13 @@ def make_base(
             f"deb [trusted=yes] copy:{repository} ./",
         ]
         environment = plain_environment(epoch, TMPDIR=str(work))
-        run(command, what=f"making the base for {architecture}", environment=environment, log=work / "base.log")
+        run(
+            command,
+            what=f"making the base for {architecture}",
+            environment=environment,
+            log=work / "base.log",
+            apart=True,
+        )
     finally:
         shutil.rmtree(repository, ignore_errors=True)
 

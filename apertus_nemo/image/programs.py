@@ -24,6 +24,19 @@ PACKAGES = {
     "podman": "podman",
     "runc": "runc",
 }
+# util-linux: namespaces that die with their first process, which dies with us.
+_APART = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount",
+    "--net",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
 _SHOWN_LINES = 3
 _FULL = "No space left on device"
 
@@ -67,16 +80,19 @@ def run(
     folder: Path | None = None,
     limit_s: float = 3600.0,
     log: Path | None = None,
+    apart: bool = False,
 ) -> str:
     """Run a program to its end; its standard output, or "" where that goes to `log` together with its errors.
 
-    Files are made with umask 022. Raises UnfitEnvironment, with `what` and the program's last words, where it fails.
+    Files are made with umask 022. `apart`: without a network, and, for root, with mounts and processes that end when we
+    do, however that happens. Raises UnfitEnvironment, with `what` and the program's last words, where it fails.
     """
     program = find_program(str(command[0]))
+    before = _APART if apart and os.geteuid() == 0 and all(map(shutil.which, ("setpriv", "unshare"))) else ()
     try:
         with open(log, "ab") if log is not None else open(os.devnull, "wb") as sink:
             done = subprocess.run(
-                [program, *map(str, command[1:])],
+                [*before, program, *map(str, command[1:])],
                 env=None if environment is None else dict(environment),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,

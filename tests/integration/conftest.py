@@ -10,6 +10,7 @@ import pytest
 
 from apertus_nemo.data.corpus import embedded
 from apertus_nemo.testing.ranks import Parent
+from tests.integration import images
 from tests.integration.runs import Run, Runs
 
 
@@ -30,3 +31,25 @@ def corpus(cache: Path) -> Path:
 def runs(parent: Parent, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """`runs(layout, ...)`: a short run, from memory if there was the same one in this session."""
     return Runs(parent, corpus, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def image_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean checkout in git of the tree as it is, to build images from."""
+    return images.commit(tmp_path_factory.mktemp("checkout") / "apertus-nemo")
+
+
+@pytest.fixture(scope="session")
+def built_cpu_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout of the whole cpu image for this machine, as `image build` makes it; minutes, once a session.
+
+    Skips where its packages were not fetched. APERTUS_TEST_IMAGE names a layout that is taken instead.
+    """
+    given = os.environ.get("APERTUS_TEST_IMAGE")
+    if given:
+        return Path(given)
+    images.needs_packages("cpu")
+    checkout = request.getfixturevalue("image_checkout")
+    output = tmp_path_factory.mktemp("image") / "cpu"
+    images.build(checkout, output, "cpu")
+    return output
