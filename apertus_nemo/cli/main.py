@@ -35,6 +35,7 @@ GROUPS = {
         "convert": ("apertus_nemo.cli.convert", "bring a checkpoint into the form that transformers loads"),
     },
     "images, and the files that start them": {
+        "selftest": ("apertus_nemo.cli.selftest", "say whether what is installed is as locked, and works"),
         "image": ("apertus_nemo.cli.image", "container images: pinned, checked, and as files that clusters start"),
         "edf": ("apertus_nemo.cli.edf", "check, show and write the files by which clusters start containers"),
     },

@@ -36,7 +36,7 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Train as this rank until the run ends; the exit code."""
     began = time.monotonic()
     Heart.listen()
-    _die_with_launcher(int(arguments[3]))
+    die_with_launcher(int(arguments[3]))
     heart = Heart.from_environment(environment)
     heart.beat(STARTING)
     progress = Progress.from_environment(environment)
@@ -82,7 +82,7 @@ def _verify_data(run_directory: Path, folder: Path, heart: Heart) -> None:
         verify(corpus, read=heart.beat)
 
 
-def _die_with_launcher(launcher: int) -> None:
+def die_with_launcher(launcher: int) -> None:
     """Have the kernel kill this rank when the launcher is gone, however that ends (Linux: PR_SET_PDEATHSIG)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -31,6 +31,7 @@ FLOORS = (
     "plan",
     "launch",
     "audit",
+    "selftest",
     "report",
     "cli",
 )

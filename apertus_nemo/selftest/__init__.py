@@ -1,0 +1,1 @@
+"""The self-test of an installation: what is there against its lock, and whether it works."""
