@@ -11,9 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tests.unit.image.servers import needs
+from tests.unit.image.servers import needs, needs_mounts
 
 _ENGINE = """\
 [containers]
@@ -35,9 +33,8 @@ class Engines:
     @classmethod
     def create(cls, folder: Path) -> Engines:
         """Needs root, and the tools."""
-        needs("buildah", "podman", "skopeo", "runc", "unshare")
-        if os.geteuid() != 0:
-            pytest.skip("engines of another user need subordinate ids")
+        needs("buildah", "podman", "skopeo", "runc")
+        needs_mounts()
         (folder / "containers.conf").write_text(_ENGINE)
         (folder / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'

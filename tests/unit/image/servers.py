@@ -25,6 +25,16 @@ def needs(*tools: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
+def needs_mounts() -> None:
+    """Skip where this user has no mount namespaces of its own."""
+    needs("unshare")
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, timeout=30)
+    if tried.returncode != 0:
+        pytest.skip(f"no mount namespaces here: {tried.stderr.strip()}")
+
+
 def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 

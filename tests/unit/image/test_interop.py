@@ -17,7 +17,7 @@ from apertus_nemo.image.reference import Reference
 from apertus_nemo.image.registry import Repository
 from tests.unit.image.engines import Engines
 from tests.unit.image.images import PLATFORM, add_image, entry, layout_with, link, tar
-from tests.unit.image.servers import needs
+from tests.unit.image.servers import needs, needs_mounts
 from tests.unit.image.test_merge import ours, theirs
 from tests.unit.image.test_publish import PLATFORMS, built
 
@@ -268,8 +268,7 @@ def test_others_read_our_squashfs_files(
     assert "-rw-r----- 7/8 6 2023-11-14 22:13 squashfs-root/text" in lines
     assert "lrwxrwxrwx 0/0 7 2023-11-14 22:13 squashfs-root/bin/sh -> busybox" in lines
     assert "drwxrwxrwt 0/0 25 2023-11-14 22:13 squashfs-root/tmp" in lines
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts")
+    needs_mounts()
     (tmp_path / "mnt").mkdir()
     script = 'mount -t squashfs -o loop,ro "$1" "$2" && chroot "$2" /bin/sh -c "cat /text /etc/environment"'
     command = ["unshare", "--mount", "sh", "-c", script, "sh", str(file), str(tmp_path / "mnt")]

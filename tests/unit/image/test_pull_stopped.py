@@ -18,7 +18,7 @@ from apertus_nemo.image.layout import Layout
 from apertus_nemo.image.oci import MANIFEST, Descriptor
 from apertus_nemo.image.sqsh import check
 from tests.unit.image.images import PLATFORM, entry, layout_with, tar
-from tests.unit.image.servers import Request, needs, server
+from tests.unit.image.servers import Request, needs, needs_mounts, server
 
 ROOT = Path(__file__).resolve().parents[3]
 SIGNALS = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -162,8 +162,7 @@ def test_two_at_once(slow: tuple[str, Slow], tmp_path: Path) -> None:
 
 def test_a_cache_that_can_only_be_read(slow: tuple[str, Slow], tmp_path: Path) -> None:
     """What it has is used; what it lacks is refused in a line."""
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts")
+    needs_mounts()
     name, behind = slow
     behind.hurry.set()
     ended(begun(tmp_path, name))
