@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apertus_nemo.cli.arguments import explained
+from apertus_nemo.cli.image_inspect import counted
 
 if TYPE_CHECKING:
     from apertus_nemo.image.diff import Change, Changes
@@ -50,15 +51,26 @@ def _print(found: Changes, platform: str) -> None:
     for text in found.not_compared:
         print(f"not compared: {text}")
     if found.changes:
-        print(f"{len(found.changes)} changes for {platform}; together they may change: {found.effect}")
+        print(f"{counted(len(found.changes), 'change')} for {platform}; together they may change: {found.effect}")
     else:
         print(f"nothing changed for {platform}")
 
 
 def _line(one: Change) -> str:
-    old, new = (_short(text) for text in (one.old, one.new))
+    old, new = map(_short, _file(one.old, one.new) if one.kind == "file" else (one.old, one.new))
     line = f"{one.effect:8} {one.kind} {one.name}: {old} -> {new}  ({one.reason})"
     return line if line.isprintable() else ascii(line)[1:-1]
+
+
+def _file(old: str | None, new: str | None) -> tuple[str | None, str | None]:
+    """Both of MODE UID:GID CONTENT, without what is alike, and with twelve digits of a SHA-256."""
+    before, after = ([] if text is None else text.split(" ", 2) for text in (old, new))
+    if len(before) == len(after):
+        differ = [a != b for a, b in zip(before, after, strict=True)]
+        before, after = ([word for word, said in zip(one, differ, strict=True) if said] for one in (before, after))
+    old, new = (" ".join([*one[:-1], one[-1][:12] if len(one[-1]) == 64 else one[-1]]) if one else None
+                for one in (before, after))  # fmt: skip
+    return old, new
 
 
 def _short(text: str | None) -> str:

@@ -68,7 +68,8 @@ def tree(image: Image) -> dict[str, Any]:
 
 def print_image(name: str, image: Image) -> None:
     """What a person reads."""
-    print(f"{name} for {image.config.platform}: {len(image.manifest.layers)} layers, {image.size_bytes:,} bytes")
+    layers = counted(len(image.manifest.layers), "layer")
+    print(f"{name} for {image.config.platform}: {layers}, {image.size_bytes:,} bytes")
     print(f"  manifest digest {image.descriptor.digest}")
     if image.index:
         print(f"  index digest    {image.index.digest}")
@@ -79,6 +80,11 @@ def print_image(name: str, image: Image) -> None:
         print(f"  label {key}={printable(value)}")
     for line in image.config.environment:
         print(f"  env   {printable(line)}")
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

@@ -23,10 +23,12 @@ def main(arguments: Sequence[str]) -> int:
     from apertus_nemo.image.publish import publish
     from apertus_nemo.image.reference import Reference
 
+    written: list[Path] = []
+
     def folder(family: str) -> Path:
-        if options.releases is not None:
-            return Path(options.releases)
-        return find(family, checkout() / "containers").folder
+        found = options.releases
+        written.append(found if found is not None else find(family, checkout() / "containers").folder)
+        return written[-1]
 
     releases = publish(
         Layout.open(options.layout),
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     for name, one in releases.items():
         print(f"published {one.reference} for {name}: {one.manifest_digest}")
-    print(f"commit {RELEASES}: it says for ever what this version is")
+    print(f"commit {written[-1] / RELEASES}: it says for ever what this version is")
     return 0
 
 

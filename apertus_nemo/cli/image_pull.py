@@ -59,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         }
         print(json.dumps(result, indent=2, sort_keys=True))
         return 0
-    print(f"{'made' if pulled.made else 'is there already, and whole:'} {pulled.path}: {pulled.size_bytes:,} bytes")
+    said = f"made {pulled.path}" if pulled.made else f"{pulled.path} is there already, and whole"
+    print(f"{printable(said)}: {pulled.size_bytes:,} bytes")
     print(f"  of {pulled.reference}@{pulled.manifest_digest} for {pulled.platform}")
     print(f"  squashfs sha256:{pulled.sha256}")
     if pulled.signed_by:

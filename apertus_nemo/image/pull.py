@@ -21,7 +21,7 @@ from typing import Any
 
 from apertus_nemo.errors import ApertusError, Differs, InputError, UnfitEnvironment
 from apertus_nemo.image.blobs import BlobStore
-from apertus_nemo.image.families import FAMILY, Release, find, parse_name
+from apertus_nemo.image.families import FAMILY, Release, family_names, find, parse_name
 from apertus_nemo.image.layers import CorruptBlob
 from apertus_nemo.image.layout import Image, image_of
 from apertus_nemo.image.lustre import stripe
@@ -37,6 +37,7 @@ from apertus_nemo.image.transfer import Progress, no_progress
 from apertus_nemo.record.files import read_bytes, sync_folder, write_atomic, writing
 
 _ABANDONED_S = 3600.0  # without a write: of a pull that was killed
+_UNPUBLISHED = "was never published: build it (apertus-nemo image build {family}), or name a reference, HOST/NAME:TAG"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
@@ -80,11 +81,17 @@ def source_of(text: str, platform: Platform, *, mirror: str | None = None) -> So
     Raises InputError for anything else, and for a version that was not published for the platform.
     """
     if "/" not in text and "@" not in text and ":" not in text:
-        family = find(text if FAMILY.match(text) else "-".join(parse_name(text)))
+        name = text if FAMILY.match(text) else parse_name(text)[0]
+        if name not in family_names():
+            raise InputError(
+                f"there is no family of images {name!r}; there are {', '.join(family_names())}. An image of a registry "
+                f"is named with its registry and tag, as in docker.io/library/{name}:TAG"
+            )
+        family = find(text)
         release = family.releases.get(str(platform))
         if release is None:
             there = ", ".join(sorted(family.releases))
-            state = f"is published for {there} only" if there else "was never published: build it, or name a reference"
+            state = f"is published for {there} only" if there else _UNPUBLISHED.format(family=family.family)
             raise InputError(f"{family.name} for {platform} {state}")
         reference = Reference.parse(release.reference).pinned(release.manifest_digest)
         return Source(family.name, _mirrored(reference, mirror), release)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from apertus_nemo.cli.image_diff import _file
 from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
 from apertus_nemo.image import effects
@@ -76,6 +77,15 @@ def test_the_verb_prints_lines_and_ends_with_1_where_something_changed(
     assert main(["image", "diff", "cpu", str(path), "--platform", AMD64, "--json"]) == 1
     tree = json.loads(capsys.readouterr().out)
     assert (tree["effect"], len(tree["changes"]), tree["platform"]) == ("bits", 4, AMD64)
+
+
+def test_of_a_file_what_changed_is_shown() -> None:
+    one, two = "a" * 64, "b" * 64
+    assert _file(f"644 0:0 {one}", f"644 0:0 {two}") == ("a" * 12, "b" * 12)
+    assert _file(f"644 0:0 {one}", f"755 0:0 {one}") == ("644", "755")
+    assert _file(None, f"755 0:7 {two}") == (None, f"755 0:7 {'b' * 12}")
+    assert _file("777 0:0 link to x y", "777 0:0 link to z") == ("link to x y", "link to z")
+    assert _file("hard link", f"644 0:0 {one}") == ("hard link", f"644 0:0 {'a' * 12}")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_pull_and_check(pushed: tuple[str, Descriptor], tmp_path: Path, capsys: 
     assert sorted(os.listdir(tmp_path / "a")) == [path.name, f"{path.name}.json"]
     again = pulled(capsys, name, "--output", str(tmp_path / "a"))
     assert again == {**first, "made": False}
+    assert main(["image", "pull", "--platform", "linux/amd64", name, "--output", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{path} is there already, and whole: {path.stat().st_size:,} bytes"
+    )
     other = pulled(capsys, name.replace(":1", f"@{descriptor.digest}"), "--output", str(tmp_path / "b"))
     assert other["squashfs_sha256"] == first["squashfs_sha256"]
     assert main(["image", "check", str(path), "--json"]) == 0
@@ -255,7 +259,15 @@ def test_what_was_not_published(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image", "pull", "gh200-0.0.1"]) == 2
     assert capsys.readouterr().err.startswith("apertus-nemo: gh200 has no version 0.0.1; there are gh200-")
     assert main(["image", "pull", "nothing-1.0.0"]) == 2
-    assert "there is no family of images 'nothing'" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "apertus-nemo: there is no family of images 'nothing'; there are cpu, gh200. An image of a registry is named "
+        "with its registry and tag, as in docker.io/library/nothing:TAG\n"
+    )
+    assert main(["image", "pull", "cpu-1.0.0", "--platform", "linux/amd64"]) == 2
+    assert capsys.readouterr().err == (
+        "apertus-nemo: cpu-1.0.0 for linux/amd64 was never published: build it (apertus-nemo image build cpu), or name "
+        "a reference, HOST/NAME:TAG\n"
+    )
 
 
 @pytest.mark.parametrize("key", ["Env", "WorkingDir"])
