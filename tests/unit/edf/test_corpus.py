@@ -22,6 +22,7 @@ CE_FINDINGS = {
     "a100": "1 warning image-tag, 4 note mount-short, 15 warning netstack-unpinned, 15 warning ll128, "
     "0 note entrypoint-implicit",
     "alpine": "1 warning image-tag",
+    "evaluation": "",
     "extended_image": "2 warning image-tag, 2 note own-netstack, 4 note mount-short",
     "extended_image_wrong": "1 warning image-tag, 1 error own-netstack, 1 warning own-netstack, 1 note own-netstack, "
     "4 error own-netstack",
@@ -30,6 +31,7 @@ CE_FINDINGS = {
     "0 note entrypoint-implicit",
     "hooks_only": "0 note no-image",
     "inheriting": "1 warning base-by-search, 8 note path-from-host",
+    "nested_hooks": "",
     "nested_tables": "1 warning image-path",
     "old_manual": "3 error not-toml",
     "podman": "2 warning image-tag, 5 note hook-unsupported, 14 note hook-unsupported",
@@ -43,12 +45,16 @@ CE_FINDINGS = {
     "0 note entrypoint-implicit",
     "serving_template": "2 error placeholder, 3 note mount-short, 0 note entrypoint-implicit",
     "sharing_a_gpu": "1 warning image-latest",
+    "squashed_data": "1 error base-not-found, 1 warning relative-to-caller, 5 warning variable-form",
     "team_base": "0 note no-image",
     "top_level_dotted": "1 warning image-tag",
     "tutorial": "2 warning image-path, 5 note mount-short, 12 warning netstack-unpinned, 12 warning ll128, "
     "0 note entrypoint-implicit",
 }
 SARUS_FINDINGS = {
+    "evaluation": "2 error image-format, 19 error variable-form, 20 error variable-form",
+    "nested_hooks": "2 error image-format, 7 note hook-unsupported, 8 note hook-unsupported, 15 note hook-unsupported, "
+    "16 note hook-unsupported, 17 note hook-unsupported",
     "podman": "2 warning image-tag",
     "quoted_keys": "1 error image-format, 6 error plugin-without-cxi, 7 note hook-unsupported, 8 note hook-unsupported",
     "sharing_a_gpu": "1 warning image-latest",
