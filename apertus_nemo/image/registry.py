@@ -38,7 +38,7 @@ from apertus_nemo.image.oci import (
     parse,
 )
 from apertus_nemo.image.reference import Reference, is_image_digest
-from apertus_nemo.image.registry_http import LIMITS, Answer, Limits, NotFound, Session, join
+from apertus_nemo.image.registry_http import LIMITS, Answer, Ask, Limits, NotFound, Session, join
 from apertus_nemo.image.transfer import Progress, download, no_progress, parallel
 from apertus_nemo.record.canonical import loads
 
@@ -95,13 +95,15 @@ class Repository:
             return found
 
         return self._session.call(
-            "GET",
-            self._session.url(f"manifests/{name}"),
-            scope="pull",
-            expect={200},
-            handle=handle,
-            headers=lambda: {"Accept": _ACCEPT},
-            what=what,
+            Ask(
+                "GET",
+                self._session.url(f"manifests/{name}"),
+                scope="pull",
+                expect=(200,),
+                handle=handle,
+                headers=lambda: {"Accept": _ACCEPT},
+                what=what,
+            )
         )
 
     def find(self, name: str) -> Descriptor | None:
@@ -133,13 +135,15 @@ class Repository:
             return data
 
         data = self._session.call(
-            "GET",
-            self._session.url(f"{'manifests' if is_manifest else 'blobs'}/{descriptor.digest}"),
-            scope="pull",
-            expect={200},
-            handle=handle,
-            headers=lambda: {"Accept": descriptor.media_type} if is_manifest else {},
-            what=what,
+            Ask(
+                "GET",
+                self._session.url(f"{'manifests' if is_manifest else 'blobs'}/{descriptor.digest}"),
+                scope="pull",
+                expect=(200,),
+                handle=handle,
+                headers=lambda: {"Accept": descriptor.media_type} if is_manifest else {},
+                what=what,
+            )
         )
         self._documents[descriptor.digest] = data
         return data
@@ -184,7 +188,7 @@ class Repository:
                 data = answer.read(max_bytes=MAX_MANIFEST_BYTES)
                 return loads(data, what=f"{self.reference}: its list of tags"), answer.header("Link")
 
-            tree, link = self._session.call("GET", url, scope="pull", expect={200}, handle=handle)
+            tree, link = self._session.call(Ask("GET", url, scope="pull", expect=(200,), handle=handle))
             names = (tree.get("tags") or []) if isinstance(tree, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise InputError(f"{self.reference}: its list of tags is none")
@@ -207,7 +211,15 @@ class Repository:
             if url is None:
                 return found
             index, link = self._session.call(
-                "GET", url, scope="pull", expect={200, 404}, handle=handle, headers=lambda: {"Accept": INDEX}, what=what
+                Ask(
+                    "GET",
+                    url,
+                    scope="pull",
+                    expect=(200, 404),
+                    handle=handle,
+                    headers=lambda: {"Accept": INDEX},
+                    what=what,
+                )
             )
             if index is None:
                 return None
@@ -275,14 +287,16 @@ class Repository:
             return bool(answer.header("OCI-Subject"))
 
         listed = self._session.call(
-            "PUT",
-            self._session.url(f"manifests/{tag or descriptor.digest}"),
-            scope="pull,push",
-            expect={201, 202},
-            handle=handle,
-            headers=lambda: {"Content-Type": media_type, "Content-Length": str(len(data))},
-            content=lambda: data,
-            what=what,
+            Ask(
+                "PUT",
+                self._session.url(f"manifests/{tag or descriptor.digest}"),
+                scope="pull,push",
+                expect=(201, 202),
+                handle=handle,
+                headers=lambda: {"Content-Type": media_type, "Content-Length": str(len(data))},
+                content=lambda: data,
+                what=what,
+            )
         )
         found = parse(data, what=what, media_type=media_type)
         if found.subject is not None and not listed:
@@ -318,39 +332,45 @@ class Repository:
 
     def _has_blob(self, descriptor: Descriptor) -> bool:
         return self._session.call(
-            "HEAD",
-            self._session.url(f"blobs/{descriptor.digest}"),
-            scope="pull,push",
-            expect={200, 404},
-            handle=lambda answer: answer.status == 200 and answer.length_bytes in (None, descriptor.size_bytes),
-            what=self._what(descriptor.digest),
+            Ask(
+                "HEAD",
+                self._session.url(f"blobs/{descriptor.digest}"),
+                scope="pull,push",
+                expect=(200, 404),
+                handle=lambda answer: answer.status == 200 and answer.length_bytes in (None, descriptor.size_bytes),
+                what=self._what(descriptor.digest),
+            )
         )
 
     def _upload(self, descriptor: Descriptor, content: Callable[[], IO[bytes] | bytes]) -> None:
         what = self._what(descriptor.digest)
         start = self._session.url("blobs/uploads/")
         place = self._session.call(
-            "POST",
-            start,
-            scope="pull,push",
-            expect={202},
-            handle=lambda answer: join(start, answer.header("Location"), what),
-            headers=lambda: {"Content-Length": "0"},
-            what=what,
+            Ask(
+                "POST",
+                start,
+                scope="pull,push",
+                expect=(202,),
+                handle=lambda answer: join(start, answer.header("Location"), what),
+                headers=lambda: {"Content-Length": "0"},
+                what=what,
+            )
         )
         joint = "&" if "?" in place else "?"
         self._session.call(
-            "PUT",
-            place + joint + urlencode({"digest": descriptor.digest}),
-            scope="pull,push",
-            expect={201},
-            handle=lambda _: None,
-            headers=lambda: {
-                "Content-Type": "application/octet-stream",
-                "Content-Length": str(descriptor.size_bytes),
-            },
-            content=content,
-            what=what,
+            Ask(
+                "PUT",
+                place + joint + urlencode({"digest": descriptor.digest}),
+                scope="pull,push",
+                expect=(201,),
+                handle=lambda _: None,
+                headers=lambda: {
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(descriptor.size_bytes),
+                },
+                content=content,
+                what=what,
+            )
         )
 
     def _list_referrer(self, manifest: Manifest | Index, descriptor: Descriptor) -> None:

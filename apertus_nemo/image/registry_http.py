@@ -1,7 +1,7 @@
 """HTTP as registries speak it: retries with back-off, redirects, Bearer and Basic authentication, limits on everything.
 
     with Session(reference, environment=os.environ) as session:
-        data = session.call("GET", url, scope="pull", expect={200}, handle=lambda answer: answer.read(max_bytes=...))
+        data = session.call(Ask("GET", session.url("tags/list"), scope="pull", expect=(200,), handle=...))
 
 Nothing that a server says is trusted: a body is read to a given size and at a least speed, redirects are counted and
 never lead from TLS to plain HTTP, credentials go to the registry and to the token service that it names, and nowhere
@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
@@ -111,6 +111,25 @@ class Answer:
         return b"".join(self.blocks(max_bytes))
 
 
+@dataclass(frozen=True)
+class Ask(Generic[T]):
+    """A request, and what takes its answer.
+
+    `headers` and `content` are made anew for each attempt; `position` says how far the transfer is, and a step forward
+    makes all attempts available again.
+    """
+
+    method: str
+    url: str
+    scope: str  # of a token: "pull", "pull,push"
+    expect: tuple[int, ...]
+    handle: Callable[[Answer], T]
+    headers: Callable[[], Mapping[str, str]] = dict
+    content: Callable[[], IO[bytes] | bytes | None] = lambda: None
+    position: Callable[[], int] = lambda: 0
+    what: str = ""  # begins every message; default: the repository
+
+
 class Session:
     """Connections to one repository of a registry; may be used by several threads."""
 
@@ -172,35 +191,22 @@ class Session:
         """That of something in the repository ("manifests/latest")."""
         return f"{self.base}/v2/{self.repository}/{path}"
 
-    def call(
-        self,
-        method: str,
-        url: str,
-        *,
-        scope: str,
-        expect: set[int],
-        handle: Callable[[Answer], T],
-        headers: Callable[[], Mapping[str, str]] = dict,
-        content: Callable[[], IO[bytes] | bytes | None] = lambda: None,
-        position: Callable[[], int] = lambda: 0,
-        what: str = "",
-    ) -> T:
-        """Ask until there is an answer with an expected status, and hand it to `handle`, whose result is returned.
+    def call(self, ask: Ask[T]) -> T:
+        """Ask until there is an answer with an expected status, and hand it to `ask.handle`, whose result is returned.
 
-        `headers` and `content` are made anew for each attempt; `position` says how far the transfer is, and a step
-        forward makes all attempts available again. Raises NotFound for 404, UnfitEnvironment for what the network, the
-        registry or its rights do not allow, and what `handle` raises.
+        Raises NotFound for 404, UnfitEnvironment for what the network, the registry or its rights do not allow, and
+        what `handle` raises.
         """
-        what = what or f"{self.registry}/{self.repository}"
-        failures, before = 0, position()
+        what = ask.what or f"{self.registry}/{self.repository}"
+        failures, before = 0, ask.position()
         while True:
             if self.stop.is_set():
                 raise Interrupted("stopped")
             try:
-                return self._attempt(method, url, scope, expect, handle, headers, content, what)
+                return self._attempt(ask, what)
             except (Again, httpx.TransportError, ssl.SSLError) as error:
                 reason = str(error) if isinstance(error, Again) else _reason(error)
-                here = position()
+                here = ask.position()
                 if here - before >= _PROGRESS_BYTES:
                     failures, before = 0, here
                 failures += 1
@@ -211,27 +217,17 @@ class Session:
                 wait_s = self.limits.backoff_s * 2 ** (failures - 1) if wait_s is None else wait_s
                 self._sleep(min(wait_s, self.limits.max_wait_s))
 
-    def _attempt(
-        self,
-        method: str,
-        url: str,
-        scope: str,
-        expect: set[int],
-        handle: Callable[[Answer], T],
-        headers: Callable[[], Mapping[str, str]],
-        content: Callable[[], IO[bytes] | bytes | None],
-        what: str,
-    ) -> T:
-        sent = self._tokens.get(scope)
+    def _attempt(self, ask: Ask[T], what: str) -> T:
+        sent = self._tokens.get(ask.scope)
         for _ in range(2):  # without, then with an answer to the registry's challenge
-            response = self._follow(method, url, dict(headers()), content, sent, what)
+            response = self._follow(ask, sent, what)
             try:
                 answer = Answer(response, self.limits, self._clock)
-                if answer.status in expect:
-                    return handle(answer)
-                if answer.status == 401 and _same_origin(str(response.url), url):
+                if answer.status in ask.expect:
+                    return ask.handle(answer)
+                if answer.status == 401 and _same_origin(str(response.url), ask.url):
                     challenge = response.headers.get_list("WWW-Authenticate")
-                    fresh = self._authorization(challenge, scope, refused=sent, what=what)
+                    fresh = self._authorization(challenge, ask.scope, refused=sent, what=what)
                     if fresh != sent:
                         sent = fresh
                         continue
@@ -240,37 +236,29 @@ class Session:
                 response.close()
         raise self._unauthorized(what)
 
-    def _follow(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        content: Callable[[], IO[bytes] | bytes | None],
-        authorization: str | None,
-        what: str,
-    ) -> httpx.Response:
+    def _follow(self, ask: Ask[T], authorization: str | None, what: str) -> httpx.Response:
         """Send, and follow redirects of what has no body; the Authorization header stays with its origin."""
-        origin = url
+        url, headers = ask.url, dict(ask.headers())
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_scheme(url, what)
             sent = dict(headers)
             if authorization and _same_origin(url, self.base):
                 sent["Authorization"] = authorization
-            body = content()
+            body = ask.content()
             try:
-                request = self._client.build_request(method, url, headers=sent, content=body)
+                request = self._client.build_request(ask.method, url, headers=sent, content=body)
                 response = self._client.send(request, stream=True)
             finally:
                 if body is not None and not isinstance(body, bytes):
                     body.close()
-            if response.status_code not in _REDIRECTS or method not in ("GET", "HEAD"):
+            if response.status_code not in _REDIRECTS or ask.method not in ("GET", "HEAD"):
                 return response
             location = response.headers.get("Location", "")
             response.close()
             if not location:
                 raise UnfitEnvironment(f"{what}: {self.registry} redirects to nowhere")
             url = join(url, location, what)
-            if urlsplit(origin).scheme == "https" and urlsplit(url).scheme != "https" and not self._plain_allowed:
+            if urlsplit(ask.url).scheme == "https" and urlsplit(url).scheme != "https" and not self._plain_allowed:
                 raise UnfitEnvironment(f"{what}: {self.registry} redirects from TLS to {_shown(url)}: refused")
         raise UnfitEnvironment(f"{what}: {self.registry} redirects more than {_MAX_REDIRECTS} times")
 

@@ -20,7 +20,7 @@ from typing import IO
 from apertus_nemo.errors import Differs
 from apertus_nemo.image.blobs import BlobStore
 from apertus_nemo.image.oci import Descriptor
-from apertus_nemo.image.registry_http import Again, Answer, Interrupted, Session
+from apertus_nemo.image.registry_http import Again, Answer, Ask, Interrupted, Session
 from apertus_nemo.record.files import sync_folder, writing
 
 Progress = Callable[[str, int], None]  # digest of a blob, bytes of it so far
@@ -132,14 +132,16 @@ def _fill(session: Session, descriptor: Descriptor, stream: IO[bytes], target: P
     while True:
         if body.size < descriptor.size_bytes or descriptor.size_bytes == 0:
             session.call(
-                "GET",
-                session.url(f"blobs/{descriptor.digest}"),
-                scope="pull",
-                expect={200, 206, 416},
-                handle=body.take,
-                headers=lambda: {"Range": f"bytes={body.size}-"} if body.size else {},
-                position=lambda: body.size,
-                what=what,
+                Ask(
+                    "GET",
+                    session.url(f"blobs/{descriptor.digest}"),
+                    scope="pull",
+                    expect=(200, 206, 416),
+                    handle=body.take,
+                    headers=lambda: {"Range": f"bytes={body.size}-"} if body.size else {},
+                    position=lambda: body.size,
+                    what=what,
+                )
             )
         if body.size == descriptor.size_bytes and body.digest.hexdigest() == target.name:
             return
