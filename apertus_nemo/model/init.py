@@ -15,19 +15,22 @@ tails is a series of these, since a library's differs between processors.
 
 What is drawn (reference: arXiv 2509.14233 and its training scripts): matrices from N(0, init_method_std), the
 output projections (o_proj, down_proj) with the deviation over sqrt(2 * num_layers); norms are ones;
-xIELU's raw scalars are the inverse softplus of their configured values.
+xIELU's raw scalars are the inverse softplus of their configured values. Of adapters, A is uniform within
+1 / sqrt(columns), which is PEFT's default, and B is zero.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apertus_nemo.errors import ApertusError
-from apertus_nemo.model.layout import Range, pieces
+from apertus_nemo.model.adapter_layout import adapter_pieces, is_adapter_parameter
+from apertus_nemo.model.layout import Piece, Range, pieces
 from apertus_nemo.recipe.schema import ModelConfig, RunConfig
 from apertus_nemo.record.state import published_name
 
@@ -100,8 +103,17 @@ def _deviates(words: np.ndarray[Any, np.dtype[np.uint64]]) -> Floats:
     return result
 
 
-def _normal(name: str, columns: int, rows: Range, cols: Range, std: float, seed: int) -> np.ndarray[Any, Any]:
-    """The block of a matrix of independent N(0, std^2), float32."""
+def _uniform(words: np.ndarray[Any, np.dtype[np.uint64]]) -> Floats:
+    """Uniform in (-1, 1), one a word: 2p - 1, exact in float64."""
+    odd = ((words >> np.uint64(10)) | np.uint64(1)).view(np.int64)
+    odd -= 1 << 53
+    return odd.astype(np.float64) * 2.0**-53
+
+
+def _drawn(
+    name: str, columns: int, rows: Range, cols: Range, scale: float, seed: int, transform: Callable[..., Floats]
+) -> np.ndarray[Any, Any]:
+    """The block of a matrix of independent values, `scale` times what `transform` makes of words; float32."""
     width, count = cols[1] - cols[0], rows[1] - rows[0]
     out = np.empty((count, width), dtype=np.float32)
     if not out.size:
@@ -121,15 +133,15 @@ def _normal(name: str, columns: int, rows: Range, cols: Range, std: float, seed:
         for first in range(0, count, step):
             number = min(step, count - first)
             drawn = words((rows[0] + first) * columns, number * columns).reshape(number, columns)
-            block = _deviates(np.ascontiguousarray(drawn[:, cols[0] : cols[1]]).reshape(-1))
-            block *= std
+            block = transform(np.ascontiguousarray(drawn[:, cols[0] : cols[1]]).reshape(-1))
+            block *= scale
             out[first : first + number] = block.reshape(number, width)
         return out
     for row in range(count):
         for first in range(0, width, _BLOCK):
             number = min(_BLOCK, width - first)
-            block = _deviates(words((rows[0] + row) * columns + cols[0] + first, number))
-            block *= std
+            block = transform(words((rows[0] + row) * columns + cols[0] + first, number))
+            block *= scale
             out[row, first : first + number] = block
     return out
 
@@ -178,12 +190,16 @@ def initial_values(
     if name.endswith((".act_fn.alpha_p", ".act_fn.alpha_n")):
         alpha_p, alpha_n = xielu_raw(model, precision)
         return np.full(block, alpha_p if name.endswith("_p") else alpha_n, dtype=np.float32)
+    if name.endswith(".lora_B.weight"):
+        return np.zeros(block, dtype=np.float32)
+    if name.endswith(".lora_A.weight"):
+        return _drawn(name, shape[1], rows, cols, 1.0 / math.sqrt(shape[1]), seed, _uniform)
     if len(shape) != 2:
         raise ApertusError(f"no initialisation is known for {name!r} of shape {shape}")
     std = model.init_method_std
     if name.endswith((".o_proj.weight", ".down_proj.weight")):
         std /= math.sqrt(2.0 * model.num_layers)
-    return _normal(name, shape[1], rows, cols, std, seed)
+    return _drawn(name, shape[1], rows, cols, std, seed, _deviates)
 
 
 def initialise(model_chunk: torch.nn.Module, run: RunConfig, *, tp_rank: int, tp_size: int, layer_offset: int) -> None:
@@ -192,33 +208,54 @@ def initialise(model_chunk: torch.nn.Module, run: RunConfig, *, tp_rank: int, tp
     `layer_offset` is the global index of the chunk's first layer. Raises ApertusError if a parameter is unknown,
     has another shape than the layout says, or would keep an element that was not set.
     """
+    for parameter, tensor in model_chunk.named_parameters():
+        _fill(
+            tensor,
+            parameter,
+            pieces(parameter, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=layer_offset),
+            run,
+        )
+
+
+def initialise_adapters(
+    model_chunk: torch.nn.Module, run: RunConfig, *, tp_rank: int, tp_size: int, layer_offset: int
+) -> None:
+    """As `initialise`, of the parameters of adapters alone."""
+    for parameter, tensor in model_chunk.named_parameters():
+        if is_adapter_parameter(parameter):
+            blocks = adapter_pieces(
+                parameter, run.model, run.adapter.rank, tp_rank=tp_rank, tp_size=tp_size, layer_offset=layer_offset
+            )
+            _fill(tensor, parameter, blocks, run)
+
+
+def _fill(tensor: torch.Tensor, parameter: str, blocks: Iterable[Piece], run: RunConfig) -> None:
     import torch
 
+    if tensor.is_meta:  # a dry build has shapes only
+        return
     with torch.no_grad():
-        for parameter, tensor in model_chunk.named_parameters():
-            if tensor.is_meta:  # a dry build has shapes only
-                continue
-            matrix = tensor.detach().view(1, -1) if tensor.dim() == 1 else tensor.detach()
-            covered = 0
-            for piece in pieces(parameter, run.model, tp_rank=tp_rank, tp_size=tp_size, layer_offset=layer_offset):
-                values = torch.from_numpy(
-                    initial_values(
-                        published_name(piece.name),
-                        piece.shape,
-                        piece.rows,
-                        piece.cols,
-                        seed=run.trainer.seed,
-                        model=run.model,
-                        precision=run.trainer.precision,
-                    )
+        matrix = tensor.detach().view(1, -1) if tensor.dim() == 1 else tensor.detach()
+        covered = 0
+        for piece in blocks:
+            values = torch.from_numpy(
+                initial_values(
+                    published_name(piece.name),
+                    piece.shape,
+                    piece.rows,
+                    piece.cols,
+                    seed=run.trainer.seed,
+                    model=run.model,
+                    precision=run.trainer.precision,
                 )
-                local = matrix[piece.local_rows[0] : piece.local_rows[1], piece.local_cols[0] : piece.local_cols[1]]
-                if local.shape != values.shape:
-                    raise ApertusError(
-                        f"{parameter} is {tuple(tensor.shape)}: no room for {piece.name} at {piece.local_rows}, "
-                        f"{piece.local_cols}"
-                    )
-                local.copy_(values)
-                covered += values.numel()
-            if covered != tensor.numel():
-                raise ApertusError(f"{parameter} has {tensor.numel()} elements, and {covered} were initialised")
+            )
+            local = matrix[piece.local_rows[0] : piece.local_rows[1], piece.local_cols[0] : piece.local_cols[1]]
+            if local.shape != values.shape:
+                raise ApertusError(
+                    f"{parameter} is {tuple(tensor.shape)}: no room for {piece.name} at {piece.local_rows}, "
+                    f"{piece.local_cols}"
+                )
+            local.copy_(values)
+            covered += values.numel()
+        if covered != tensor.numel():
+            raise ApertusError(f"{parameter} has {tensor.numel()} elements, and {covered} were initialised")

@@ -1,6 +1,6 @@
 """Learning rate, alpha and beta3 as functions of the position in a run: no state, so nothing to save or to lose.
 
-    learning_rate(config, sample)    # WSD or linear, by sample
+    learning_rate(config, sample)    # WSD, linear or cosine, by sample
     alpha(config, step)              # weight of the slow average, linear
     beta3(config, step)              # decay of the slow average, linear in its half-life
     at_step(config, step)            # all of them for the 1-based step
@@ -12,8 +12,8 @@ rate of exactly 0: it fills the averages and moves no weight. The published runs
 read the step itself, counted from 1.
 
 Formulas: Megatron-core 0.15.3 `optimizer_param_scheduler.py` l.126-186 ("WSD" with "minus_sqrt", and "linear",
-which here may have a stable part before it); AdEMAMix, arXiv 2409.03137, appendix A.1, with the 1e-8
-inside the logarithm that the published runs had.
+which here may have a stable part before it; "cosine" is l.163, half a turn over the decay); AdEMAMix,
+arXiv 2409.03137, appendix A.1, with the 1e-8 inside the logarithm that the published runs had.
 Python floats (IEEE doubles) throughout.
 """
 
@@ -48,7 +48,20 @@ def learning_rate(config: RunConfig, sample: int) -> float:
     if into_decay <= 0:
         return peak
     done = into_decay / plan.decay_samples
+    if plan.style == "cosine":
+        return floor + 0.5 * (1.0 + cosine_of_half_turns(done)) * (peak - floor)
     return floor + (1.0 - (done if plan.style == "linear" else math.sqrt(done))) * (peak - floor)
+
+
+def cosine_of_half_turns(x: float) -> float:
+    """cos(pi x) for x in [0, 1], to 1e-15, by additions and multiplications: a library's differs between machines."""
+    if x > 0.5:
+        return -cosine_of_half_turns(1.0 - x)
+    square = (math.pi * x) * (math.pi * x)
+    series = 1.0
+    for n in range(22, 0, -2):  # Taylor's, up to (pi / 2)^22 / 22!, about 2e-17
+        series = 1.0 - series * square / (n * (n - 1))
+    return series
 
 
 def alpha(config: RunConfig, step: int) -> float:

@@ -241,6 +241,41 @@ def initial_path(c: RunConfig) -> Iterator[Finding]:
         )
 
 
+# --- adapters ---
+
+
+@rule
+def adapters(c: RunConfig) -> Iterator[Finding]:
+    """Adapters have layers to stand beside, are smaller than these, and are shared evenly by tensor-parallel ranks."""
+    a, m = c.adapter, c.model
+    if a.kind == "none":
+        return
+    if not a.targets:
+        yield Finding(
+            ("adapter.targets", "adapter.kind"),
+            "no layer would get an adapter, and nothing would be trained",
+            "name some, or set adapter.kind=none",
+        )
+    if len(set(a.targets)) != len(a.targets):
+        yield Finding(("adapter.targets",), "a layer has one adapter", "name each layer once")
+    attention = [m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim]
+    sizes = {"linear_qkv": attention, "linear_proj": attention[:1], "linear_fc1": [m.ffn_hidden_size]}
+    sizes["linear_fc2"] = sizes["linear_fc1"]
+    least = min([m.hidden_size, *(size for target in a.targets for size in sizes[target])])
+    if a.rank > least:
+        yield Finding(
+            ("adapter.rank", "adapter.targets"),
+            f"the smallest matrix that would get one has {least} rows or columns, so its rank is at most {least}",
+            "choose a smaller rank (published: 8)",
+        )
+    if a.rank % c.parallel.tensor_model_parallel_size:
+        yield Finding(
+            ("adapter.rank", TP),
+            "each tensor-parallel rank holds the same share of an adapter's rows",
+            f"choose a rank that is a multiple of {c.parallel.tensor_model_parallel_size}",
+        )
+
+
 # --- optimizer and schedule ---
 
 
@@ -533,6 +568,12 @@ class Unbound:
 
 
 NOT_BITWISE = (
+    Unbound(
+        keys=("adapter.dropout",),
+        applies=lambda c: c.adapter.kind != "none" and c.adapter.dropout > 0,
+        reason="each rank would draw masks of its own, so that layouts differ, and a run that was stopped draws others",
+        remedy="set adapter.dropout=0 (as published), or reproducibility=relaxed",
+    ),
     Unbound(
         keys=("reproducibility.instruction_set", "trainer.num_nodes"),
         applies=lambda c: (

@@ -121,7 +121,7 @@ class ScheduleConfig:
     warmup_samples: int = 0
     decay_samples: int = 0  # the last ones of train_samples
     warmup_init_lr: float = 0.0  # learning rate at sample 0
-    style: str = "wsd"  # form of the decay: "wsd" (1 - sqrt) or "linear"
+    style: str = "wsd"  # form of the decay: "wsd" (1 - sqrt), "linear" or "cosine"
     batch_ramp: tuple[BatchRampStep, ...] = ()  # changes of trainer.global_batch_size, in order
 
 
@@ -180,6 +180,18 @@ class InitialConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """Small matrices that are trained beside weights that are not (LoRA, arXiv 2106.09685)."""
+
+    kind: str = "none"  # "none": all weights are trained; "lora": W x + alpha / rank B A x, with A and B alone trained
+    rank: int = 8  # rows of A, columns of B
+    alpha: float = 16.0  # over rank, it weighs what the adapter adds
+    dropout: float = 0.0  # of the adapter's input
+    # linear layers that get one, by Megatron's names: attention's two and the MLP's two
+    targets: tuple[str, ...] = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+@dataclass(frozen=True)
 class ReproducibilityConfig:
     """What the run promises, and what it pins for that."""
 
@@ -218,6 +230,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     initial: InitialConfig = field(default_factory=InitialConfig, metadata=OPTIONAL)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig, metadata=OPTIONAL)
 
     @property
     def world_size(self) -> int:

@@ -34,6 +34,7 @@ from apertus_nemo.recipe.text import read_recipe, where_not_yaml
 PRIMARY = "apertus_nemo_schema"
 SCHEMA = "default of the schema"
 GROUPS = (
+    "adapter",
     "cluster",
     "data",
     "image",

@@ -128,7 +128,9 @@ ALLOWED: dict[str, Allowed] = {
     "schedule.warmup_samples": _SAMPLES,
     "schedule.decay_samples": _SAMPLES,
     "schedule.warmup_init_lr": _RATE,
-    "schedule.style": _choice("one is that of pre-training, the other of fine-tuning", "wsd", "linear"),
+    "schedule.style": _choice(
+        "one is that of pre-training, one of fine-tuning, one of fine-tuning with adapters", "wsd", "linear", "cosine"
+    ),
     "schedule.batch_ramp.from_sample": Allowed("the batch before it holds samples", low=1, high=1 << 50),
     "schedule.batch_ramp.global_batch_size": _size("it counts samples a step"),
     "parallel.tensor_model_parallel_size": _RANKS,
@@ -170,6 +172,13 @@ ALLOWED: dict[str, Allowed] = {
     "initial.kind": _choice("weights are drawn, or read from one of these", "none", "run", "hugging_face", "megatron"),
     "initial.path": Allowed("it names a run directory, or a folder with config.json and safetensors"),
     "initial.step": Allowed("it is the step of a checkpoint; null takes the newest", low=0, high=1 << 40),
+    "adapter.kind": _choice("all weights are trained, or adapters beside them", "none", "lora"),
+    "adapter.rank": _size("it is the width of an adapter's two matrices", high=1 << 16),
+    "adapter.alpha": Allowed("over the rank, it weighs what an adapter adds", low=0, high=1e6, above=True),
+    "adapter.dropout": Allowed("it is the share of an adapter's inputs that is left out", low=0, high=0.99),
+    "adapter.targets": _choice(
+        "these are the linear layers of a block", "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"
+    ),
     "cluster.kind": _choice("ranks are processes on this machine, or tasks of a Slurm job", "local", "slurm"),
     "image.reference": Allowed("it names an image"),
 }

@@ -94,6 +94,11 @@ def find_initial(
 def _of_run(run: RunConfig, path: Path) -> Initial:
     directory = RunDirectory.open(path)
     lock = RunLock.from_bytes(read_bytes(directory.lock, max_bytes=_MAX_TEXT_BYTES), what=str(directory.lock))
+    if lock.tree["config"].get("adapter", {}).get("kind", "none") != "none":
+        raise InputError(
+            f"initial.path={path}: the checkpoints of this run hold adapters, and no weights: export them, merge them "
+            "with their base (apertus-nemo convert merge), and start from that folder with initial.kind=hugging_face"
+        )
     steps = sorted(int(each.name[5:]) for each in directory.checkpoints.glob("step-*") if each.name[5:].isdigit())
     if not steps:
         raise InputError(f"initial.path={path}: the run holds no checkpoint")
@@ -117,6 +122,11 @@ def _of_run(run: RunConfig, path: Path) -> Initial:
 
 
 def _of_folder(run: RunConfig, path: Path, inspect: Inspect) -> Initial:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
+        raise InputError(
+            f"initial.path={path}: this folder holds adapters, and no weights: merge them with their base "
+            "(apertus-nemo convert merge), and start from that folder"
+        )
     config = read_json(path / "config.json")
     from apertus_nemo.recipe.hf_config import from_hf
 

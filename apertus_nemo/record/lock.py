@@ -218,7 +218,7 @@ def _initial(config: RunConfig, found: Mapping[str, Any] | None) -> dict[str, An
 
 def recorded(config: RunConfig) -> dict[str, Any]:
     """A recipe as a lock holds it: without a time limit, which changes no number, and without `data.stages`,
-    `data.kind`, `data.packing` and `initial` where they say what the first records of version 1 mean, without them."""
+    `data.kind`, `data.packing`, `initial` and `adapter` where they say what the first records of version 1 mean."""
     tree: dict[str, Any] = to_tree(config)
     tree["trainer"]["max_time"] = None
     for name, none in (("stages", ()), ("kind", "text"), ("packing", False)):
@@ -226,6 +226,8 @@ def recorded(config: RunConfig) -> dict[str, Any]:
             del tree["data"][name]
     if config.initial.kind == "none":
         del tree["initial"]
+    if config.adapter.kind == "none":
+        del tree["adapter"]
     return tree
 
 

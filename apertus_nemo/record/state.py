@@ -24,6 +24,7 @@ from apertus_nemo.record.canonical import dumps, from_hex_word, hex_word, loads_
 FORMAT = 1  # of the state digest and of the file
 LANES = 4
 _OWN = re.compile(r"(?<=\.act_fn\.alpha_[pn])\.tp[1-9][0-9]*\Z")  # see model/layout.py
+_ADAPTER = re.compile(r"\.lora_[AB]\.weight\Z")  # see model/adapter_layout.py
 KINDS = ("weight", "master", "exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
 ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}  # by dtype
 
@@ -86,8 +87,18 @@ class StateDigest:
         return digest_of(self.tensors)
 
     def digest_of_kind(self, kind: str) -> str:
-        """The same over the published tensors of one kind: "weight" is what an exported checkpoint is held against."""
-        return digest_of([tensor for tensor in self.tensors if tensor.kind == kind and not is_own(tensor.name)])
+        """The same over the published tensors of one kind: "weight" is what an exported checkpoint is held against.
+
+        Adapters are no part of it.
+        """
+        found = [tensor for tensor in self.tensors if tensor.kind == kind]
+        return digest_of([tensor for tensor in found if not is_own(tensor.name) and not is_adapter(tensor.name)])
+
+    @property
+    def adapter_digest(self) -> str | None:
+        """The same over the matrices of adapters, which names exported adapters; None where there are none."""
+        found = [tensor for tensor in self.tensors if tensor.kind == "weight" and is_adapter(tensor.name)]
+        return digest_of(found) if found else None
 
     def to_bytes(self) -> bytes:
         """The file `states/step-NNNNNNNNN.json`: canonical JSON."""
@@ -128,6 +139,11 @@ class StateDigest:
 def is_own(name: str) -> bool:
     """Whether a tensor is a tensor-parallel rank's own, beside the published one of its layer."""
     return published_name(name) != name
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor is a matrix of an adapter, beside the published ones."""
+    return _ADAPTER.search(name) is not None
 
 
 def published_name(name: str) -> str:

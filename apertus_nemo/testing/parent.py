@@ -89,6 +89,9 @@ def main() -> None:
     imports.install()
     from apertus_nemo.training import preload  # noqa: F401  (the import is the point)
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+
     os.write(answers, b'{"ready": true}\n')
     for line in sys.stdin:
         failure = _run(json.loads(line))

@@ -33,14 +33,21 @@ class RankFailed(AssertionError):
 class Parent:
     """The process that has imported NeMo; one for a whole test session."""
 
-    def __init__(self, *, paths: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        paths: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        modules: Sequence[str] = (),
+    ) -> None:
+        """`modules` are imported as well, once, in place of in every rank."""
         self._scratch = tempfile.TemporaryDirectory(prefix="ranks-")
         env = dict(os.environ if environment is None else environment)
         env["PYTHONPATH"] = os.pathsep.join([*paths, env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         env.setdefault("OMP_NUM_THREADS", "1")
         self._log = open(Path(self._scratch.name) / "parent.log", "w+b")  # noqa: SIM115 (closed in close)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "apertus_nemo.testing.parent"],
+            [sys.executable, "-m", "apertus_nemo.testing.parent", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

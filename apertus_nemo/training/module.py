@@ -68,6 +68,10 @@ class ApertusModule(pl.LightningModule):
             vp_stage = 0  # NeMo names the others only
         self.vp_stage = vp_stage
         self.module = build_model(self.run_config, config=self.config, vp_stage=vp_stage, fill=self._fill())
+        if self.run_config.adapter.kind != "none":
+            from apertus_nemo.model.adapter import attach
+
+            attach(self.module, self.run_config)
 
     def _fill(self) -> Callable[..., None] | None:
         if self.initial is None:

@@ -31,7 +31,7 @@ from apertus_nemo.training.heartbeat import FIRST_STEP as FIRST
 from apertus_nemo.training.heartbeat import SAVING, STEP, Heart
 from apertus_nemo.training.module import ApertusModule
 from apertus_nemo.training.progress import FIRST_STEP, Progress
-from apertus_nemo.training.state import state_digest
+from apertus_nemo.training.state import frozen_weights, state_digest
 from apertus_nemo.training.stopping import Stop
 
 _MAX_STATE_BYTES = 2**30
@@ -95,6 +95,8 @@ class Recorder(pl.Callback):
             self._write(StepRecord(step=0), state)
         elif self._log is not None and self._directory.state(step).exists():
             self._compare(state)
+        if step > 0:
+            self._check_frozen(trainer)
         self._consumed = self._plan.consumed_samples(step)
         if self._stop is not None:
             self._stop.begun()
@@ -139,6 +141,8 @@ class Recorder(pl.Callback):
                 f"step {step}: loss is {loss}, gradient norm is {grad_norm}: "
                 f"lower optim.lr, or check the data of samples {first} to {first + size - 1}"
             )
+        if last:
+            self._check_frozen(trainer)
         record = StepRecord(
             step=step,
             consumed_samples=self._consumed,
@@ -185,6 +189,22 @@ class Recorder(pl.Callback):
             self.stopped = step
             trainer.should_stop = True
             self._progress.send("stopped", step=step, steps=self.last_step)
+
+    def _check_frozen(self, trainer: pl.Trainer) -> None:
+        """Hold the weights beside adapters, which no checkpoint has, against those of step 0: at starts, at the end."""
+        if self._run.adapter.kind == "none":
+            return
+        found = frozen_weights(trainer, self._run)
+        path = self._directory.state(0)
+        if self._log is None or not path.exists():
+            return
+        first = StateDigest.from_bytes(read_bytes(path, max_bytes=_MAX_STATE_BYTES), what=str(path))
+        logged = {tensor.name: tensor for tensor in first.tensors if tensor.kind == "weight"}
+        for tensor in found:
+            if logged.get(tensor.name) != tensor:
+                raise Differs(
+                    f"the frozen weights are not those that the run began with: {tensor.name} is another than in {path}"
+                )
 
     def _compare(self, state: StateDigest) -> None:
         """Hold the state that a checkpoint gave against the one that was written before it was saved."""

@@ -144,7 +144,7 @@ def train(
     )
     model = DataModel(run, place.corpus, place.cache, first_step=done + 1)
     model.heart = heart
-    if checkpoint is None:
+    if checkpoint is None or run.adapter.kind != "none":  # no checkpoint holds weights that are not trained
         model.initial = place.initial
     heart.beat()
     trainer.fit(model, ckpt_path=None if checkpoint is None else str(checkpoint))

@@ -7,6 +7,8 @@ Differences from upstream (nemo-toolkit 2.7.3, `nemo/lightning/pytorch/strategie
 - loading is strict (`RAISE_ALL`): a tensor that the checkpoint or the model lacks ends the run
   (upstream's default assumes that whatever is unexpected is fine, and hides what is missing);
 - loading calls megatron-core directly: NeMo's wrapper asks for an initialised CUDA;
+- of a run with adapters, checkpoints hold these and their optimizer states alone (NeMo's PEFT filters the same keys, in
+  a wrapper around what writes checkpoints, and notes a path to the frozen weights; here the lock pins these);
 - ModelOpt is neither saved nor restored, so neither imports all of `nemo.collections.llm`;
 - ranks of one machine meet through a file, not a port;
 - a collective ends after `trainer.collective_timeout_s` (upstream: after the default of each backend).
@@ -31,7 +33,8 @@ from nemo.lightning.pytorch.strategies import MegatronStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from apertus_nemo.convert.unpickle import check_metadata, forced
-from apertus_nemo.errors import InputError
+from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.model.adapter_layout import is_adapter_parameter
 from apertus_nemo.recipe.schema import RunConfig
 
 WEIGHTS = "weights"  # folder of Megatron's files inside a checkpoint, as NeMo names it
@@ -95,7 +98,7 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
         filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
         checkpoint["state_dict"] = OrderedDict()
         metadata = self.sharded_state_dict_metadata
-        checkpoint["sharded_state_dict"] = self.megatron_parallel.sharded_state_dict(metadata=metadata)
+        checkpoint["sharded_state_dict"] = self._saved(metadata)
         checkpoint["optimizer_states"] = {}  # Lightning wants the names; the optimizer holds its own schedules
         checkpoint["lr_schedulers"] = []
         checkpoint["optimizer"] = [self.optimizer_sharded_state_dict(metadata=metadata)]
@@ -115,7 +118,7 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
         check_metadata(Path(weights) / ".metadata")
         with forced():
             metadata = dist_checkpointing.load_content_metadata(weights)
-        wanted: dict[str, Any] = {"state_dict": self.megatron_parallel.sharded_state_dict(metadata=metadata)}
+        wanted: dict[str, Any] = {"state_dict": self._saved(metadata)}
         wanted["optimizer"] = [self.optimizer_sharded_state_dict(is_loading=True, metadata=metadata)]
         try:
             with forced():
@@ -127,7 +130,44 @@ class ApertusStrategy(MegatronStrategy):  # type: ignore[misc]
             ) from error
         return loaded
 
+    def _saved(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """The weights that a checkpoint holds: all, or adapters'."""
+        found: dict[str, Any] = self.megatron_parallel.sharded_state_dict(metadata=metadata)
+        if self._run_config.adapter.kind == "none":
+            return found
+        return _adapters(found)
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Upstream's; of adapters, every one is copied where it belongs, and nothing else is there."""
+        if self._run_config.adapter.kind == "none":
+            super().load_model_state_dict(checkpoint, strict=strict)
+            return
+        virtual = self._run_config.parallel.virtual_pipeline_model_parallel_size is not None
+        for index, chunk in enumerate(self.megatron_parallel):
+            state = checkpoint["state_dict"][f"model_{index}"] if virtual else checkpoint["state_dict"]
+            held = {_plain(name): value for name, value in state.items()}
+            trained = {_plain(name): tensor for name, tensor in chunk.named_parameters() if tensor.requires_grad}
+            if held.keys() != trained.keys():
+                raise ApertusError(f"{sorted(held.keys() ^ trained.keys())[0]} was not read, or is no adapter's")
+            with torch.no_grad():
+                for name, tensor in trained.items():
+                    tensor.copy_(held[name])
+
     def load_optimizer_state_dict(self, checkpoint: Any, selective_restore: bool = False) -> None:
         """Hand each optimizer the state that `load_checkpoint` read."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
             optimizer.load_state_dict(state)
+
+
+def _adapters(sharded: dict[str, Any]) -> dict[str, Any]:
+    """Those of a sharded state dict, which has one inside for each virtual stage, if there are any."""
+    inner = {name: _adapters(value) for name, value in sharded.items() if isinstance(value, dict)}
+    mine = {name: value for name, value in sharded.items() if is_adapter_parameter(name)}
+    return inner or {name: value for name, value in mine.items() if not name.endswith("_extra_state")}  # empty
+
+
+def _plain(name: str) -> str:
+    """Wrappers (DDP, Float16Module, LightningModule) each put "module." before a name."""
+    while name.startswith("module."):
+        name = name[len("module.") :]
+    return name

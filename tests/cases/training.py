@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ def run_steps(
     attempt: int = 0,
     lock_digest: str = "0" * 64,
     limits_s: list[float | None] | None = None,
+    first_state: str | None = None,
 ) -> dict[str, Any]:
     """Train `tiny_pretrain` with overrides in the run directory `folder`, which exists; what the last step left.
 
@@ -36,6 +38,7 @@ def run_steps(
     plain: files of torch_dist, which Megatron's own loader reads into the model, strictly, in the place of ours.
     initial: the weights to start from, of the kind that `overrides` name; initial_weights: the digest expected of them.
     limits_s: the time that each rank has; a run that is over before its last step answers where it stopped.
+    first_state: the digest of the state that the run began with, where it is another run's checkpoint that is loaded.
     The answer's "start" is the state that training started from: "name kind" -> [dtype, shape, lanes].
     """
     from apertus_nemo.training import imports
@@ -46,6 +49,8 @@ def run_steps(
 
     run = compose("tiny_pretrain", overrides).config
     prepare_process(run)
+    if first_state is not None and rank == 0:
+        shutil.copy(first_state, RunDirectory(Path(folder)).state(0))
     place = Place(
         rank=rank,
         local_rank=rank,
@@ -101,7 +106,8 @@ def _start(run: Any, *, perturb: int | None, fill: float | None, plain: str | No
             if fill is not None:
                 for model in _chunks(trainer):
                     for parameter in model.parameters():
-                        parameter.data.fill_(fill)
+                        if parameter.requires_grad:  # no checkpoint holds the others
+                            parameter.data.fill_(fill)
                 for optimizer in trainer.optimizers:
                     for *_, shard, _span in logical_states(optimizer):
                         shard.fill_(fill)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from apertus_nemo.optim.schedule import alpha, at_step, beta3, learning_rate
+from apertus_nemo.optim.schedule import alpha, at_step, beta3, cosine_of_half_turns, learning_rate
 from apertus_nemo.recipe.schema import (
     BatchRampStep,
     DataConfig,
@@ -82,6 +82,18 @@ def test_no_warmup_is_the_end_value_at_once() -> None:
 def test_learning_rate_of_the_published_runs(sample: int, value: float, digits: float) -> None:
     assert learning_rate(published(), sample) == pytest.approx(value, rel=digits, abs=0.0)
     assert learning_rate(published(1e-5), sample) == pytest.approx(value / 11, rel=max(digits, 1e-15), abs=0.0)
+
+
+def test_cosine() -> None:
+    """Half a turn over the decay, from the peak to the floor, against the library's cosine."""
+    assert [cosine_of_half_turns(x) for x in (0.0, 0.5, 1.0)] == [1.0, pytest.approx(0.0, abs=1e-16), -1.0]
+    for n in range(1001):
+        assert cosine_of_half_turns(n / 1000) == pytest.approx(math.cos(math.pi * n / 1000), abs=1e-15)
+    run = published()
+    run = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, style="cosine", batch_ramp=()))
+    assert learning_rate(run, TRAIN - DECAY) == 1.1e-4
+    assert learning_rate(run, TRAIN - DECAY // 2) == pytest.approx((1.1e-4 + 1.1e-5) / 2, rel=1e-9)
+    assert learning_rate(run, TRAIN) == pytest.approx(1.1e-5, rel=1e-12)
 
 
 def test_learning_rate_from_a_warmup_that_starts_above_zero() -> None:

@@ -7,6 +7,8 @@ GIVEN = {
     "apertus_70b_pretrain": ["data.path=/data", *(f"data.stages.{i}.seed={40 + i}" for i in range(1, 5))],
     "apertus_8b_sft": ["data.path=/data", "initial.path=/weights"],
     "apertus_70b_sft": ["data.path=/data", "initial.path=/weights"],
+    "apertus_8b_lora": ["data.path=/data", "initial.path=/weights"],
+    "apertus_70b_lora": ["data.path=/data", "initial.path=/weights"],
     **{
         f"apertus_{size}_long_{length}": ["initial.path=/before", "data.path=/data"]
         for size in ("8b", "70b")

@@ -29,6 +29,7 @@ def configured(**changes: Any) -> RunConfig:
     tree["data"]["seq_length"] = 256
     tree["schedule"]["train_samples"] = 640
     tree.setdefault("initial", {"kind": "none", "path": None, "step": None})  # optional: not in the first records
+    tree.setdefault("adapter", {"kind": "none", "rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": ["linear_qkv"]})
     for key, value in changes.items():
         section, _, name = key.partition("__")
         tree[section][name] = value
@@ -44,6 +45,7 @@ def ramp(*steps: tuple[int, int]) -> dict[str, Any]:
 
 
 VIRTUAL = {"parallel__virtual_pipeline_model_parallel_size": 2}
+LORA = {"adapter__kind": "lora"}
 CP2 = {"parallel__context_parallel_size": 2, "trainer__devices": 2}
 PP2 = {"parallel__pipeline_model_parallel_size": 2, "trainer__devices": 2}
 
@@ -333,6 +335,30 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {},
     ),
     (
+        "adapters",
+        {**LORA, "adapter__targets": []},
+        "adapter.targets=(), adapter.kind=lora: no layer would get an adapter, and nothing would be trained; name some, or set adapter.kind=none",
+        {**LORA, "adapter__targets": ["linear_fc1"]},
+    ),
+    (
+        "adapters",
+        {**LORA, "adapter__targets": ["linear_qkv", "linear_qkv"]},
+        "adapter.targets=('linear_qkv', 'linear_qkv'): a layer has one adapter; name each layer once",
+        {**LORA, "adapter__targets": ["linear_qkv"]},
+    ),
+    (
+        "adapters",
+        {**LORA, "adapter__rank": 65, "adapter__targets": ["linear_qkv"]},
+        "adapter.rank=65, adapter.targets=('linear_qkv',): the smallest matrix that would get one has 64 rows or columns, so its rank is at most 64; choose a smaller rank (published: 8)",
+        {**LORA, "adapter__rank": 65, "adapter__targets": ["linear_fc2"]},
+    ),
+    (
+        "adapters",
+        {**LORA, **tp(2), "adapter__rank": 3},
+        "adapter.rank=3, parallel.tensor_model_parallel_size=2: each tensor-parallel rank holds the same share of an adapter's rows; choose a rank that is a multiple of 2",
+        {**LORA, "adapter__rank": 3},
+    ),
+    (
         "local_cluster",
         {"trainer__num_nodes": 2, "reproducibility__instruction_set": "avx2"},
         "trainer.num_nodes=2, cluster.kind=local: ranks are processes on this machine, which is one node; set trainer.num_nodes=1 and give the ranks as trainer.devices",
@@ -370,6 +396,11 @@ def test_several_findings_of_one_setting() -> None:
         check(configured(model__xielu_tensor_parallel_gradient="as_published_restart"))
     assert str(error.value) == (
         "reproducibility.level=bitwise, model.xielu_tensor_parallel_gradient=as_published_restart: on a restart every tensor-parallel rank takes the first one's scalars of xIELU, so a run that was stopped ends elsewhere than one that was not; set model.xielu_tensor_parallel_gradient=as_published, or reproducibility=relaxed"
+    )
+    with pytest.raises(InputError) as error:
+        check(configured(**LORA, adapter__dropout=0.1))
+    assert str(error.value) == (
+        "reproducibility.level=bitwise, adapter.dropout=0.1: each rank would draw masks of its own, so that layouts differ, and a run that was stopped draws others; set adapter.dropout=0 (as published), or reproducibility=relaxed"
     )
     relaxed = configured(trainer__num_nodes=2, reproducibility__level="relaxed")
     assert [f.keys[0] for f in find(relaxed)] == ["trainer.num_nodes"]
