@@ -42,7 +42,7 @@ _MAX_TEXT_BYTES = 2**20
 _LISTED = 20  # differences in a message; all of them are in `Refused.differences`
 
 # What a relaunch is; another value is another run, which `train` makes.
-NOT_ALLOWED = ("config", "image", "initial_state", "level", "overrides", "schema_version", "stages")
+NOT_ALLOWED = ("config", "initial_state", "level", "overrides", "schema_version", "stages")
 
 
 class _Absent:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUBCOMMANDS = {
     "pull": ("apertus_nemo.cli.image_pull", "bring an image from a registry, checked, as a squashfs file"),
     "check": ("apertus_nemo.cli.image_check", "read every byte of a squashfs file and say whether it is as made"),
+    "verify": ("apertus_nemo.cli.image_verify", "run the self-test of an image inside it, on this machine"),
     "inspect": ("apertus_nemo.cli.image_inspect", "print what an image is: digests, platforms, layers, environment"),
     "list": ("apertus_nemo.cli.image_list", "list families and versions: what is in each, for which machine"),
     "diff": ("apertus_nemo.cli.image_diff", "say what changed between two images, and what it may do"),

@@ -3,7 +3,8 @@
 Enroot keeps an image's configuration in the root file system: `/etc/environment` (its ENV), `/etc/fstab` (its volumes),
 `/etc/rc` (labels, working directory, entrypoint, command) and `/etc/rc.local`; see NVIDIA/enroot, src/docker.sh,
 `docker::configure`. Pyxis and the Container Engine start through them. Here they depend on the image alone: where
-Enroot notes the address, this notes the manifest digest.
+Enroot notes the address, this notes the manifest digest. An image of ours gets it as a file as well, for the locks of
+runs (`record/image.py`): no image can hold its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import shlex
 
 from apertus_nemo.errors import InputError
 from apertus_nemo.image.layout import Image
+from apertus_nemo.image.oci import LOCK_LABEL
+from apertus_nemo.record.image import FOLDER, MANIFEST
 
 _RC_LOCAL = """\
 # This file is sourced by /etc/rc when the container starts.
@@ -37,12 +40,15 @@ def enroot_files(image: Image, *, what: str) -> dict[bytes, bytes]:
     volumes = "".join(
         f"${{ENROOT_ROOTFS}}{volume} {volume} none x-create=dir,bind,rw,nosuid,nodev\n" for volume in config.volumes
     )
-    return {
+    files = {
         b"etc/environment": environment.encode(),
         b"etc/fstab": volumes.encode(),
         b"etc/rc": _rc(image).encode(),
         b"etc/rc.local": _RC_LOCAL.encode(),
     }
+    if LOCK_LABEL in config.labels:
+        files[f"{FOLDER.relative_to('/')}/{MANIFEST}".encode()] = f"{image.descriptor.digest}\n".encode()
+    return files
 
 
 def _rc(image: Image) -> str:

@@ -57,6 +57,9 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x"}
 
 
+LOCK_LABEL = "ai.apertus.image.lock"  # of a configuration: the digest of the lock that the image was built from
+
+
 @dataclass(frozen=True)
 class Platform:
     """Operating system and processor, in Go's names ("linux", "arm64")."""

@@ -30,6 +30,9 @@ from apertus_nemo.image.oci import (
     Platform,
     parse,
 )
+from apertus_nemo.image.oci import (
+    LOCK_LABEL as LOCK_LABEL,
+)
 from apertus_nemo.image.reference import Reference
 from apertus_nemo.image.registry import MAX_ARTIFACT_BYTES, Repository
 from apertus_nemo.image.signature import ENVELOPE, STATEMENT, sign, statement
@@ -39,7 +42,6 @@ from apertus_nemo.record.files import read_bytes, write_atomic
 LOCK = "application/vnd.apertus-nemo.image.lock.v1+json"
 SBOM = "application/vnd.cyclonedx+json"
 EDF = "application/vnd.apertus-nemo.edf.v1+toml"
-LOCK_LABEL = "ai.apertus.image.lock"  # of a configuration: the digest of the lock that the image was built from
 REVISION_LABEL = "org.opencontainers.image.revision"
 _LOCK_PATH, _SBOM_PATH = "etc/apertus-nemo/lock.json", "etc/apertus-nemo/sbom.cdx.json"
 _MAX_EDF_BYTES = 2**20

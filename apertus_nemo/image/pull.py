@@ -25,8 +25,8 @@ from apertus_nemo.image.families import FAMILY, Release, family_names, find, par
 from apertus_nemo.image.layers import CorruptBlob
 from apertus_nemo.image.layout import Image, image_of
 from apertus_nemo.image.lustre import stripe
-from apertus_nemo.image.oci import MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, Platform, parse
-from apertus_nemo.image.publish import LOCK, LOCK_LABEL
+from apertus_nemo.image.oci import LOCK_LABEL, MANIFESTS, MAX_MANIFEST_BYTES, Descriptor, Platform, parse
+from apertus_nemo.image.publish import LOCK
 from apertus_nemo.image.reference import Reference
 from apertus_nemo.image.registry import MAX_ARTIFACT_BYTES, TITLE, Repository
 from apertus_nemo.image.registry_http import LIMITS, Limits
@@ -61,6 +61,7 @@ class Pulled:
     sha256: str
     size_bytes: int
     signed_by: str | None  # the file of the key that was asked for
+    lock_digest: str | None  # that the image's label names; None: it has none
     made: bool  # False: it was there, and is as it was made
     referrers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -182,6 +183,7 @@ def pull(
             sha256=found[0],
             size_bytes=found[1],
             signed_by=None if key is None else str(key),
+            lock_digest=image.config.labels.get(LOCK_LABEL),
             made=made is not None,
             notes=notes,
         )

@@ -554,6 +554,21 @@ def kept_checkpoints(c: RunConfig) -> Iterator[Finding]:
         )
 
 
+# --- the image ---
+
+
+@rule
+def image_by_digest(c: RunConfig) -> Iterator[Finding]:
+    """A record must say which image it was; a tag may come to mean another."""
+    name, _, digits = (c.image.reference or "").rpartition("@sha256:")
+    if c.image.reference is not None and (not name or len(digits) != 64 or set(digits) - set("0123456789abcdef")):
+        yield Finding(
+            ("image.reference",),
+            "a tag may come to mean another image, and a record must say which it was",
+            "name it by its digest, HOST/NAME@sha256:...",
+        )
+
+
 # --- the promise ---
 
 

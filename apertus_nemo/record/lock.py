@@ -22,6 +22,7 @@ from apertus_nemo.recipe.schema import RunConfig, to_tree
 from apertus_nemo.recipe.stages import Stage, StagePlan
 from apertus_nemo.recipe.time_limit import without_time_limit
 from apertus_nemo.record.canonical import dumps, loads_canonical, sha256_hex, unknown
+from apertus_nemo.record.image import find_image, pinned
 from apertus_nemo.record.machine import machine
 from apertus_nemo.record.secrets import leaves, override_pairs, refuse_secrets
 from apertus_nemo.record.software import interpreter, packages
@@ -135,6 +136,7 @@ class Surroundings:
     python: Mapping[str, Any]  # see software.interpreter
     machine: Mapping[str, Any]  # see machine.machine
     source: Mapping[str, Any]  # see source.describe
+    image: Mapping[str, Any] | None = None  # see image.find_image
 
 
 def look(*, source: Source | None = None, cache: Path | None = None) -> Surroundings:
@@ -144,6 +146,7 @@ def look(*, source: Source | None = None, cache: Path | None = None) -> Surround
         python=interpreter(),
         machine=machine(),
         source=(source or find_source()).tree,
+        image=find_image(),
     )
 
 
@@ -181,22 +184,23 @@ def build_lock(
     None while they are not built; `surroundings` default to those of this process. `initial` is what `find_initial`
     gives for a recipe that starts from weights.
 
-    Raises InputError where the recipe or an override holds what looks like a secret.
+    Raises InputError where the recipe or an override holds what looks like a secret, or where the recipe names another
+    image than the one that this is.
     """
     here = look() if surroundings is None else surroundings
     tree = recorded(config)
-    pinned = {name: environment[name] for name in ENVIRONMENT if name in environment}
+    variables = {name: environment[name] for name in ENVIRONMENT if name in environment}
     refuse_secrets(leaves(tree), where="the recipe")
     refuse_secrets(override_pairs(overrides), where="the overrides")
-    refuse_secrets(pinned.items(), where="the environment")
+    refuse_secrets(variables.items(), where="the environment")
     corpus = _data(config, data)
     return RunLock(
         {
             "config": tree,
             "data": corpus,
-            "environment": pinned,
+            "environment": variables,
             "hardware": _hardware(config, environment, here.machine),
-            "image": config.image.reference or unknown("no image: the installed packages are listed one by one"),
+            "image": pinned(here.image, config.image.reference),
             "initial_state": _initial(config, initial),
             "level": config.reproducibility.level,
             "overrides": without_time_limit(overrides),

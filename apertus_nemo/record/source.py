@@ -27,7 +27,8 @@ from apertus_nemo.record.canonical import dumps, loads_canonical, sha256_hex, un
 from apertus_nemo.record.files import reading
 from apertus_nemo.record.secrets import access_key_in
 
-ORIGIN = "source.json"  # in an archive, beside the package: {"commit", "dirty", "patch", "tree"}
+# {"commit", "dirty", "patch", "tree"}: in an archive beside the package, in the wheel of an image among its resources.
+ORIGIN = "source.json"
 MAX_ARCHIVE_BYTES = 64 * 2**20
 PARTS = ("apertus_nemo", "recipes", "requirements")  # folders of an archive, and of a checkout
 NAMES = ("commit", "dirty", "patch", "tree")
@@ -53,7 +54,7 @@ def find_source(package: Path | None = None, *, allow_dirty: bool = True) -> Sou
     like a secret.
     """
     folder = Path(__file__).resolve().parents[1] if package is None else Path(package)
-    origin, patch = _origin(folder.parent, allow_dirty=allow_dirty)
+    origin, patch = _origin(folder, allow_dirty=allow_dirty)
     files = dict(_files(folder))
     archive = _pack({**files, ORIGIN: dumps(origin)})
     return Source(describe(files, origin, archive), archive, patch)
@@ -75,10 +76,12 @@ def describe(files: Mapping[str, bytes], origin: Mapping[str, Any], archive: byt
     }
 
 
-def _origin(root: Path, *, allow_dirty: bool) -> tuple[dict[str, Any], bytes | None]:
-    """Commit, tree and changes of a checkout; of an unpacked archive, what it says; else unknown."""
-    if (root / ORIGIN).is_file():
-        return read_origin((root / ORIGIN).read_bytes(), what=str(root / ORIGIN)), None
+def _origin(package: Path, *, allow_dirty: bool) -> tuple[dict[str, Any], bytes | None]:
+    """Commit, tree and changes of a checkout; of an archive or a wheel of an image, what it says; else unknown."""
+    root = package.parent
+    for path in (root / ORIGIN, package / "resources" / ORIGIN):
+        if path.is_file():
+            return read_origin(path.read_bytes(), what=str(path)), None
     if not (root / ".git").exists():
         return dict.fromkeys(NAMES, unknown("not a git checkout")), None
     try:

@@ -23,7 +23,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
 
 
 def test_text_is_yaml_with_origins(capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["parallel=tp2", "optim.lr=2e-3", "image.reference='a: #b'"]
+    overrides = ["parallel=tp2", "optim.lr=2e-3", "image.reference='a: #b@sha256:" + "0" * 64 + "'"]
     output = shown(capsys, *overrides)
     resolved = compose(overrides=overrides)
     assert yaml.safe_load(output) == resolved.tree

@@ -52,6 +52,12 @@ PP2 = {"parallel__pipeline_model_parallel_size": 2, "trainer__devices": 2}
 # (rule, what fails, its message, what passes beside it)
 CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     (
+        "image_by_digest",
+        {"image__reference": "registry.example/apertus/cpu:1.0.0"},
+        "image.reference=registry.example/apertus/cpu:1.0.0: a tag may come to mean another image, and a record must say which it was; name it by its digest, HOST/NAME@sha256:...",
+        {"image__reference": f"registry.example/apertus/cpu@sha256:{'a' * 64}"},
+    ),
+    (
         "heads_share_key_value_heads",
         {"model__num_query_groups": 3},
         "model.num_attention_heads=8, model.num_query_groups=3: each key/value head serves the same number of query heads; make the query heads a multiple of the query groups",
