@@ -11,12 +11,15 @@ index builder compiled.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,26 +266,46 @@ def _distributed() -> tuple[int, Any]:
 
 
 def _make_index(folder: Path, open_index: Any) -> None:
-    """Let Megatron write its index beside `folder`, add the sums, sync, rename."""
+    """Let Megatron write its index beside `folder`, add the sums, sync, rename.
+
+    Runs that want the same index at once take turns, and find it made.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
-    try:
-        open_index(made)
-        names = sorted(path.name for path in made.iterdir())
-        lines = [f"{manifests.hash_file(made / name)[1]}  {name}\n" for name in names]
-        (made / _SUMS).write_text("".join(lines))
-        sync_tree(made)
-        if folder.exists() and not _index_is_good(folder):  # damaged; a good one is another process', which reads it
-            away = made.with_name(f"{made.name}-damaged")
-            folder.rename(away)  # in one step: nobody finds half of it
-            shutil.rmtree(away, ignore_errors=True)
+    with _turn(folder.parent):
+        if _index_is_good(folder):
+            return
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
         try:
-            made.rename(folder)
-        except OSError:
-            if not _index_is_good(folder):  # else another process was first, with the same bytes
-                raise
+            open_index(made)
+            names = sorted(path.name for path in made.iterdir())
+            lines = [f"{manifests.hash_file(made / name)[1]}  {name}\n" for name in names]
+            (made / _SUMS).write_text("".join(lines))
+            sync_tree(made)
+            if _index_is_good(folder):  # another process', which reads it: where there are no locks
+                return
+            if folder.exists():  # damaged
+                away = made.with_name(f"{made.name}-damaged")
+                folder.rename(away)  # in one step: nobody finds half of it
+                shutil.rmtree(away, ignore_errors=True)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not _index_is_good(folder):
+                    raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; where the file system has none, go on."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _index_is_good(folder: Path) -> bool:

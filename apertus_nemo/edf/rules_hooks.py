@@ -64,38 +64,29 @@ def _names(case: Case) -> Iterator[Finding]:
                     "remove it, or keep it for the other engine",
                 )
             continue
-        if not name.startswith("com.hooks."):
-            if name.startswith(("hooks.", "com.hook.", "hook.", "cscs.hooks.")):
-                right = "com.hooks." + name.split("hooks.")[-1].split("hook.")[-1]
-                why = "hooks look at com.hooks... only: what this line asks for is not done, and nothing says so"
-                yield at(
-                    value.origin,
-                    ERROR,
-                    "annotation-unknown",
-                    f"{shown} is no annotation of a hook",
-                    why,
-                    f"write {short(right)}",
-                )
+        if name.startswith("com.hooks."):
+            meant, why = _near(name), "no hook reads it: what this line asks for is not done, and nothing says so"
+        elif name.startswith(("hooks.", "com.hook.", "hook.", "cscs.hooks.")):
+            meant = short("com.hooks." + name.split("hooks.")[-1].split("hook.")[-1])
+            why = "hooks look at com.hooks... only: what this line asks for is not done, and nothing says so"
+        else:
             continue
-        why = "no hook reads it: what this line asks for is not done, and nothing says so"
-        near = _near(name)
-        if near:
+        if meant:
             yield at(
                 value.origin,
                 ERROR,
                 "annotation-unknown",
                 f"{shown} is no annotation of a hook",
                 why,
-                f"write {near}",
+                f"write {meant}",
             )
         else:
-            why = "no documented hook reads it (2026-08)"
             yield at(
                 value.origin,
                 WARNING,
                 "annotation-unknown",
                 f"{shown} is unknown",
-                why,
+                "no documented hook reads it (2026-08)",
                 "look for it in the site's documentation",
             )
 

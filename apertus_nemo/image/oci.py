@@ -152,19 +152,8 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, of which the SHA-256 is the manifest digest."""
-        tree: dict[str, Any] = {
-            "config": self.config.tree(),
-            "layers": [layer.tree() for layer in self.layers],
-            "mediaType": self.media_type,
-            "schemaVersion": 2,
-        }
-        if self.annotations:
-            tree["annotations"] = dict(self.annotations)
-        if self.subject:
-            tree["subject"] = self.subject.tree()
-        if self.artifact_type:
-            tree["artifactType"] = self.artifact_type
-        return dumps(tree)
+        own = {"config": self.config.tree(), "layers": [layer.tree() for layer in self.layers]}
+        return _to_bytes(self, own | ({"artifactType": self.artifact_type} if self.artifact_type else {}))
 
     def compressions(self, *, what: str) -> tuple[str, ...]:
         """How each layer is compressed ("none", "gzip", "zstd"); raises InputError for an unknown media type.
@@ -190,16 +179,17 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        tree: dict[str, Any] = {
-            "manifests": [manifest.tree() for manifest in self.manifests],
-            "mediaType": self.media_type,
-            "schemaVersion": 2,
-        }
-        if self.annotations:
-            tree["annotations"] = dict(self.annotations)
-        if self.subject:
-            tree["subject"] = self.subject.tree()
-        return dumps(tree)
+        return _to_bytes(self, {"manifests": [manifest.tree() for manifest in self.manifests]})
+
+
+def _to_bytes(document: Manifest | Index, own: Mapping[str, Any]) -> bytes:
+    """What manifests and indexes have in common, with what is `own` to one of them."""
+    tree = {**own, "mediaType": document.media_type, "schemaVersion": 2}
+    if document.annotations:
+        tree["annotations"] = dict(document.annotations)
+    if document.subject:
+        tree["subject"] = document.subject.tree()
+    return dumps(tree)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def test_killed_again_and_again_before_the_first_step(
 def test_killed_among_others(
     runs: Callable[..., Run], parent: Parent, corpus: Path, tmp_path: Path, layout: str
 ) -> None:
-    kills = [Kill("step", SAVED_STEP + 2, victim=1, delay_s=0.02), Kill("save", 1, victim=1, all_ranks=True)]
+    early = Kill("birth", victim=1)  # before the process group forms, while the others wait for it
+    kills = [early, Kill("step", SAVED_STEP + 2, victim=1, delay_s=0.02), Kill("save", 1, victim=1, all_ranks=True)]
     survives(runs, parent, corpus, tmp_path / "run", layout, kills)
 
 

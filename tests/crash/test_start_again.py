@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.step_log import read_steps
-from tests.integration.command import TRAIN, apertus, ranks_of, shell, started, wait_for
+from tests.integration.command import TRAIN, apertus, on_a_terminal, ranks_of, shell, started, wait_for
 from tests.integration.runs import LAYOUTS, SQUEEZED, STEPS, Run
 
 EVERY = 3  # steps between checkpoints
@@ -68,6 +71,7 @@ def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], 
             os.kill(rank, signal.SIGCONT)
         out, err = process.communicate(timeout=60.0)
     assert (process.returncode, "Traceback" in err) == (0, False), err
+    assert not {"\r", "\x1b"} & set(err)  # where nobody looks there is no bar
     assert out.startswith("stopped after step "), out
     assert (second.returncode, second.stdout) == (3, "")
     assert second.stderr.startswith("apertus-nemo: run: another process is training in this run directory; ")
@@ -82,8 +86,13 @@ def test_stopped_and_started_again(tmp_path: Path, environment: dict[str, str], 
         "apertus-nemo: run holds a run that cannot go on like this: config.optim.weight_decay is 0.1 in its lock "
         "and 0.2 here; restore that, or choose another folder\n"
     )
-    again = train(["--resume", "run"], tmp_path, environment)
-    assert (again.returncode, again.stdout.split(",")[0]) == (0, f"{STEPS} steps"), again.stderr
+    code, out, drawn = on_a_terminal(["train", "--resume", "run"], folder=tmp_path, environment=environment)
+    assert (code, out.split(",")[0]) == (0, f"{STEPS} steps"), drawn
+    bars = re.findall(r"\r *(\d+)% \|[^|]*\| step (\d+)/(\d+) ", drawn)
+    assert bars, drawn
+    assert {int(steps) for _, _, steps in bars} == {STEPS}
+    assert {int(percent) - 100 * int(at) // STEPS for percent, at, _ in bars} <= {0, 1}  # of the whole run, rounded
+    assert (int(bars[0][1]), int(bars[-1][1])) in ((step, STEPS), (step + 1, STEPS))
     for _ in range(2):
         finished = train(["--resume", "run"], tmp_path, environment)
         assert (finished.returncode, finished.stdout) == (0, f"already finished, {STEPS} steps, in run\n")
@@ -118,30 +127,54 @@ def test_a_time_limit(tmp_path: Path, environment: dict[str, str], runs: Callabl
     assert found == [(None, "00:00:00:01"), (1, "00:00:00:01"), (1, None)]
 
 
+@contextlib.contextmanager
+def usual_port_in_use() -> Iterator[dict[str, str]]:
+    """Somebody listens where ranks often meet, and the shell says to meet there."""
+    with socket.socket() as listener:
+        with contextlib.suppress(OSError):  # another process has it already
+            listener.bind(("127.0.0.1", 29500))
+            listener.listen()
+        yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "RANK": "5", "WORLD_SIZE": "9"}
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["one", "tp2", "dp2"])
 def test_killed_from_outside(tmp_path: Path, environment: dict[str, str], layout: str) -> None:
-    """A rank, then the launcher, then launcher and ranks, each after a drawn step; then the end."""
+    """A rank before the others have met it, a rank, the launcher, launcher and ranks, each after a drawn step.
+
+    Then the end. All of it beside a process that has the port where ranks often meet.
+    """
     ranks, cut = LAYOUTS[layout]
     chance = random.Random(layout)
     start = ["--run-dir", "run", *SETTINGS, *cut]
     assert train(["--run-dir", "undisturbed", *SETTINGS, *cut], tmp_path, environment).returncode == 0
-    first = 2
-    for whom in ("rank", "launcher", "all"):
-        first += 1 + chance.randrange(3)
-        with started([*TRAIN, "--quiet", *start], folder=tmp_path, environment=environment) as process:
-            wait_for(lambda: lines(tmp_path / "run") >= first, timeout_s=START_S, what=f"line {first}")  # noqa: B023
-            pids = ranks_of(process.pid)
-            assert len(pids) == ranks
-            for pid in {"rank": [chance.choice(pids)], "launcher": [process.pid], "all": [process.pid, *pids]}[whom]:
-                os.kill(pid, signal.SIGKILL)
-            process.communicate(timeout=60.0)
-        assert process.returncode == (3 if whom == "rank" else -signal.SIGKILL)
-        assert not (tmp_path / "run" / "end.json").exists()
-        so_far = apertus(["verify", "run"], folder=tmp_path, environment=environment)
-        assert (so_far.returncode, so_far.stdout.startswith("whole so far: unfinished, ")) == (0, True), so_far.stdout
-    done = train(start, tmp_path, environment)
+    with usual_port_in_use() as more:
+        environment = {**environment, **more}
+        first = 2
+        for whom in ("early", "rank", "launcher", "all"):
+            first += 0 if whom == "early" else 1 + chance.randrange(3)
+            with started([*TRAIN, "--quiet", *start], folder=tmp_path, environment=environment) as process:
+                if whom == "early":
+                    wait_for(lambda: len(ranks_of(process.pid)) == ranks, timeout_s=START_S, what="ranks")
+                else:
+                    wait_for(lambda: lines(tmp_path / "run") >= first, timeout_s=START_S, what=f"line {first}")  # noqa: B023
+                pids = ranks_of(process.pid)
+                assert len(pids) == ranks
+                victims = {"early": pids[-1:], "rank": [chance.choice(pids)], "launcher": [process.pid]}
+                for pid in victims.get(whom, [process.pid, *pids]):
+                    os.kill(pid, signal.SIGKILL)
+                _, err = process.communicate(timeout=60.0)
+            assert process.returncode == (3 if whom in ("early", "rank") else -signal.SIGKILL)
+            if whom == "early":
+                assert err.startswith(f"apertus-nemo: rank {ranks - 1} was killed by signal 9 "), err
+                assert lines(tmp_path / "run") == 0
+                continue
+            assert not (tmp_path / "run" / "end.json").exists()
+            so_far = apertus(["verify", "run"], folder=tmp_path, environment=environment)
+            assert so_far.returncode == 0, so_far.stdout
+            assert so_far.stdout.startswith("whole so far: unfinished, ")
+        done = train(start, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     identical(tmp_path, environment)
     whole = apertus(["verify", "run"], folder=tmp_path, environment=environment)

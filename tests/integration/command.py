@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,11 +50,16 @@ def apertus(
 
 @contextmanager
 def started(
-    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], inside: Sequence[str] = ()
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    inside: Sequence[str] = (),
+    errors: int = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[str]]:
     """A running command; on the way out it and every rank that it has left are killed.
 
-    `inside`: a command that becomes this one.
+    `inside`: a command that becomes this one. `errors`: descriptor for standard error.
 
     The checkout under test may have changes: `train` is told to keep them.
     """
@@ -61,7 +72,7 @@ def started(
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
         start_new_session=True,
     )
@@ -75,6 +86,31 @@ def started(
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def on_a_terminal(
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float = 280.0
+) -> tuple[int, str, str]:
+    """(exit code, standard output, what a terminal of 100 columns got as standard error)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    drawn = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the last writer has closed it
+            while data := os.read(ours, 2**16):
+                drawn.extend(data)
+
+    reader = threading.Thread(target=read)
+    try:
+        with started(arguments, folder=folder, environment={**environment, "TERM": "xterm"}, errors=theirs) as process:
+            os.close(theirs)
+            reader.start()
+            out, _ = process.communicate(timeout=timeout_s)
+        reader.join(timeout=10.0)
+    finally:
+        os.close(ours)
+    return process.returncode, out, drawn.decode(errors="replace").replace("\r\n", "\n")
 
 
 def children(pid: int) -> list[int]:

@@ -113,6 +113,16 @@ def test_place_cache_and_ranks_change_nothing_and_choices_do(
     assert staged(parent, moved, tmp_path / "new", stages=[*other, *STAGES[1:]]) != rows
 
 
+def test_runs_that_want_one_index_at_once_make_it_once(
+    parent: Parent, rows: list[list[Any]], mixed_corpora: Path, tmp_path: Path
+) -> None:
+    """Four processes that know nothing of each other; the index is there before, damaged, or not at all."""
+    for round_ in range(2):
+        assert staged(parent, mixed_corpora, tmp_path / "new", world_size=4) == rows
+        [folder] = (tmp_path / "new").iterdir()
+        (folder / "SHA256SUMS").write_text(f"of round {round_}\n")
+
+
 def test_a_damaged_blend_is_made_again(
     parent: Parent, rows: list[list[Any]], mixed_corpora: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from apertus_nemo.image.reference import Reference
 from apertus_nemo.image.registry import Repository
 from apertus_nemo.image.sqsh import check
 from apertus_nemo.image.squashfs import find_tool, make_squashfs
+from tests.integration.command import apertus, on_a_terminal, shell
 from tests.unit.image.images import PLATFORM, add_image, entry, layout_with, link, tar
 from tests.unit.image.servers import needs
 
@@ -187,6 +189,17 @@ def test_the_same_bytes_anywhere(pushed: tuple[str, Descriptor], tmp_path: Path)
         )
         found.add(json.loads(done.stdout)["squashfs_sha256"])
     assert len(found) == 1
+
+
+def test_a_terminal_sees_progress_and_a_pipe_nothing(pushed: tuple[str, Descriptor], tmp_path: Path) -> None:
+    arguments = ["image", "pull", pushed[0], "--platform", "linux/amd64", "--output"]
+    environment = shell(tmp_path / "cache", tmp_path / "home")
+    code, out, drawn = on_a_terminal([*arguments, "a"], folder=tmp_path, environment=environment)
+    assert (code, out[:7]) == (0, "made a/"), drawn
+    assert re.search(r"layers: +[0-9.]+[kM]?B", drawn), drawn
+    assert "making the squashfs file" in drawn
+    done = apertus([*arguments, "b"], folder=tmp_path, environment=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_a_network(
