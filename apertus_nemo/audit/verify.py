@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apertus_nemo.audit.chain import MAX_FINDINGS, Chain, read_chain
+from apertus_nemo.audit.chain import Chain, read_chain
 from apertus_nemo.audit.compare import planned_steps
-from apertus_nemo.audit.finding import Finding
 from apertus_nemo.audit.trees import hash_files, read_manifest
+from apertus_nemo.audit.verification import Ground, Verification, names_in
 from apertus_nemo.errors import InputError
 from apertus_nemo.record.attempts import FINISHED, OUTCOME, STOPPED, outcome_from_bytes
-from apertus_nemo.record.canonical import is_unknown, loads_canonical, sha256_hex
+from apertus_nemo.record.canonical import is_unknown, loads_canonical
 from apertus_nemo.record.checkpoint_list import LIST, CheckpointList
 from apertus_nemo.record.files import FileEntry
 from apertus_nemo.record.lock import RunLock
@@ -37,49 +34,17 @@ from apertus_nemo.record.places import (
     files_below,
     locate,
     manifest_from_bytes,
-    names,
     printable,
-    read,
 )
 from apertus_nemo.record.seal import END, SEAL, SEALED, START, Seal
 from apertus_nemo.record.step_log import SEGMENT_LINES
 
-_MAX_BYTES = 16 * 2**20  # of lock, observation, seal, or list of tensors
-_MAX_SEALED_BYTES = 128 * 2**20  # of a file that end.json or the lock names
 _ATTEMPT = re.compile(r"[0-9]{3,6}\Z")
 _CHECKPOINT = re.compile(r"step-([0-9]{9})\Z")
 _STATE = re.compile(r"step-([0-9]{9})\.json\Z")
 _STATE_START = re.compile(rb'\{"digest":"([0-9a-f]{64})","format":1,"step":(0|[1-9][0-9]{0,15}),"tensors":')
 _FOR_READING = (REPORT, "certificate.json")  # made from the record, and no part of it
 _PARTIAL = ".partial"  # what a crash leaves
-
-
-@dataclass
-class Verification:
-    """What was found."""
-
-    record: str
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    finished: bool = False  # end.json is there, and agrees
-    last_step: int | None = None
-    planned_steps: int | None = None
-    lines: int = 0  # of the step log
-    sealed_step: int | None = None  # an unfinished log was made durable up to this step
-    states: int = 0  # lists of tensors that agree with the log
-    checkpoints: list[int] = field(default_factory=list)  # steps of whole checkpoints
-    pruned: list[int] = field(default_factory=list)  # steps whose checkpoints the run removed by its own policy
-    removed: list[int] = field(default_factory=list)  # steps whose checkpoints somebody else removed
-    files: int = 0  # whose bytes were hashed, the log's segments not counted
-    size_bytes: int = 0  # of them
-    lock_digest: str | None = None
-    record_digest: str | None = None  # SHA-256 of end.json
-
-    @property
-    def exit_code(self) -> int:
-        """0: all that was checked is as it was written; 1: something is not."""
-        return 1 if self.findings else 0
 
 
 def verify(record: str | Path, *, segment_lines: int = SEGMENT_LINES) -> Verification:
@@ -90,8 +55,8 @@ def verify(record: str | Path, *, segment_lines: int = SEGMENT_LINES) -> Verific
     root = locate(record)
     if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root} is not a folder")
-    top = set(_names(root))
-    if "lock.json" not in top and END not in top and not _names(root / "steps"):
+    top = set(names_in(root))
+    if "lock.json" not in top and END not in top and not names_in(root / "steps"):
         raise InputError(f"{root} is not the record of a run: it holds neither lock.json nor a step log")
     return _Verifier(root, top, segment_lines).run()
 
@@ -103,24 +68,16 @@ def _steps(steps: list[int]) -> str:
     return f"checkpoint{'' if len(steps) == 1 else 's'} of step{'' if len(steps) == 1 else 's'} {shown}{more}"
 
 
-def _names(folder: AnyPath) -> list[str]:
-    try:
-        return sorted(names(folder))
-    except OSError as error:
-        raise InputError(f"could not read {folder}: {error.strerror or error}") from error
-
-
-class _Verifier:
+class _Verifier(Ground):
     """One verification; its steps in order of `run`."""
 
     def __init__(self, root: AnyPath, top: set[str], segment_lines: int) -> None:
-        self._root, self._top, self._segment_lines = root, top, segment_lines
-        self._result = Verification(str(root))
+        super().__init__(root)
+        self._top, self._segment_lines = top, segment_lines
         self._seals: dict[str, Seal] = {}  # by the name of their file
         self._end: Seal | None = None
         self._chain = Chain()
         self._copied: dict[str, FileEntry] = {}  # what the manifest of a copy names
-        self._hashes: dict[str, str] = {}  # name -> SHA-256 of small files that were read
         self._listed: CheckpointList | None = None  # checkpoints.json; None: not there, or not to be relied upon
 
     def run(self) -> Verification:
@@ -139,44 +96,6 @@ class _Verifier:
         self._rest()
         return self._result
 
-    # -- helpers
-
-    def _find(self, file: str, what: str, line: int | None = None, step: int | None = None) -> None:
-        if line is None and self._was_found(printable(file)):
-            return  # one is enough, and the first is the cause
-        if len(self._result.findings) < MAX_FINDINGS:
-            self._result.findings.append(Finding(printable(file), printable(what), line, step))
-
-    @contextmanager
-    def _blaming(self, file: str) -> Iterator[None]:
-        """An InputError or OSError of the block is a finding in `file`."""
-        try:
-            yield
-        except InputError as error:
-            reason = str(error).removeprefix(f"{self._root / file}").removeprefix(file)
-            self._find(file, re.sub(r"^[: ]+", "", reason))
-        except OSError as error:
-            self._find(file, f"cannot be read: {error.strerror or error}")
-
-    def _exists(self, name: str) -> bool:
-        place = self._root / name
-        return place.exists() or (isinstance(place, Path) and place.is_symlink())
-
-    def _bytes(self, name: str) -> bytes:
-        data = read(self._root / name, max_bytes=_MAX_BYTES)
-        if name not in self._hashes:
-            self._hashes[name] = sha256_hex(data)
-            self._result.files += 1
-            self._result.size_bytes += len(data)
-        return data
-
-    def _sha256(self, name: str) -> str:
-        if name not in self._hashes:
-            self._bytes(name)
-        return self._hashes[name]
-
-    # -- steps
-
     def _read_copy_manifest(self) -> None:
         root = self._root
         if isinstance(root, RemotePath):
@@ -186,7 +105,7 @@ class _Verifier:
                 self._copied = manifest_from_bytes(self._bytes(COPY), what=COPY)
 
     def _read_seals(self) -> None:
-        numbers = [name for name in _names(self._root / "attempts") if _ATTEMPT.match(name)]
+        numbers = [name for name in names_in(self._root / "attempts") if _ATTEMPT.match(name)]
         for file in [END, *(f"attempts/{name}/{SEAL}" for name in numbers)]:
             if self._exists(file):
                 with self._blaming(file):
@@ -210,7 +129,7 @@ class _Verifier:
 
     def _log(self) -> None:
         folder = self._root / "steps"
-        present = _names(folder)
+        present = names_in(folder)
         for name in present:
             if not re.match(r"[0-9]{6}\.jsonl\Z", name):
                 self._find(f"steps/{name}", "is no part of a step log")
@@ -302,20 +221,6 @@ class _Verifier:
             else:
                 self._hash_one(file, digest, "the lock")
 
-    def _hash_one(self, file: str, digest: str, witness: str) -> None:
-        if self._was_found(file):
-            return
-        if file not in self._hashes:
-            found = next(hash_files(self._root, {file: _MAX_SEALED_BYTES}, at_most=True))
-            if found.error:
-                self._find(file, found.error)
-                return
-            self._hashes[file] = found.sha256
-            self._result.files += 1
-            self._result.size_bytes += found.size_bytes
-        if self._hashes[file] != digest:
-            self._find(file, f"is not the one that {witness} names: it was changed or exchanged")
-
     def _observed(self) -> None:
         file, header = "observed.json", self._chain.header
         if header is None or self._chain.header_is_blamed:
@@ -346,7 +251,7 @@ class _Verifier:
 
     def _outcomes(self) -> None:
         """How attempts ended: each is an outcome of this run, and says nothing that the log does not bear out."""
-        for name in (name for name in _names(self._root / "attempts") if _ATTEMPT.match(name)):
+        for name in (name for name in names_in(self._root / "attempts") if _ATTEMPT.match(name)):
             file = f"attempts/{name}/{OUTCOME}"
             if not self._exists(file) or self._was_found(file):
                 continue
@@ -414,7 +319,7 @@ class _Verifier:
         chain, result = self._chain, self._result
         logged, present = chain.states, set()
         short = result.last_step is None or any(f.file.startswith("steps/") for f in result.findings)
-        for name in _names(self._root / "states"):
+        for name in names_in(self._root / "states"):
             file, match = f"states/{name}", _STATE.match(name)
             if name.endswith(_PARTIAL):
                 continue
@@ -452,7 +357,7 @@ class _Verifier:
                 self._find(file, f"is missing, though the log names a state of step {step}")
 
     def _checkpoints(self) -> None:
-        for name in _names(self._root / "checkpoints"):
+        for name in names_in(self._root / "checkpoints"):
             folder, match = f"checkpoints/{name}", _CHECKPOINT.match(name)
             if match is None:
                 if not name.endswith(_PARTIAL):
@@ -512,9 +417,6 @@ class _Verifier:
         if len(result.findings) == before:
             result.checkpoints.append(step)
 
-    def _was_found(self, file: str) -> bool:
-        return any(finding.file == file for finding in self._result.findings)
-
     def _copy(self) -> None:
         """Every file that the manifest of a copy names, and no other."""
         if not self._copied:
@@ -561,8 +463,8 @@ class _Verifier:
             skipped.append(f"recipe.yaml, environments of attempts, {which}: only end.json covers them")
         if not self._copied:
             outputs = 0  # files that no digest covers
-            for number in _names(self._root / "attempts"):
-                inner = _names(self._root / "attempts" / number)
+            for number in names_in(self._root / "attempts"):
+                inner = names_in(self._root / "attempts" / number)
                 outputs += len(set(inner) - {SEAL, START, OUTCOME, "environment.json", "observed.json"})
             if outputs:
                 skipped.append(f"output of the ranks and the like: {outputs} files in attempts/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from apertus_nemo.audit.chain import MAX_FINDINGS
-from apertus_nemo.audit.verify import Verification
+from apertus_nemo.audit.verification import Verification
 
 FORMAT = 1  # of the JSON
 _MAX_LISTED = 20

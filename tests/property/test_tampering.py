@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from apertus_nemo.audit.verify import Verification, verify
+from apertus_nemo.audit.verification import Verification
+from apertus_nemo.audit.verify import verify
 from tests.unit.audit.sealed import SEGMENT_LINES, make_sealed
 
 LOG = 22  # lines of the log: header, step 0, steps 1 to 20

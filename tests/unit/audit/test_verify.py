@@ -15,7 +15,7 @@ import pytest
 
 from apertus_nemo.audit.compare import compare
 from apertus_nemo.audit.finding import Finding
-from apertus_nemo.audit.verify import Verification
+from apertus_nemo.audit.verification import Verification
 from apertus_nemo.audit.verify import verify as verify_record
 from apertus_nemo.audit.verify_report import text
 from apertus_nemo.cli.main import main

@@ -16,7 +16,8 @@ import fsspec
 import pytest
 
 from apertus_nemo.audit.compare import compare
-from apertus_nemo.audit.verify import Verification, verify
+from apertus_nemo.audit.verification import Verification
+from apertus_nemo.audit.verify import verify
 from apertus_nemo.cli.main import main
 from apertus_nemo.errors import Differs, InputError, UnfitEnvironment
 from apertus_nemo.record import copies
