@@ -28,6 +28,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "report": ["--rounds", "2", "--steps", "20000"],
     "aliasing": ["--pairs", "10"],
     "throughput": ["--steps", "12"],
+    "twins": ["--recipes", "tiny_sft"],
+    "determinism": ["--pairs", "1", "--steps", "20"],
     "first_step": ["--pairs", "1"],
     "record_cost": ["--pairs", "10"],
     "kills": ["--kills", "6"],

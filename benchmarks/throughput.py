@@ -4,13 +4,18 @@ Same sizes, same precision (float32), same threads, same batches, in one process
 peer does a step on the tokens that ours has just read (forward, backward, clipping, AdamW of torch). Ours is the whole
 step of a run, through NeMo: data, Megatron, AdEMAMix, step log. Prints the ratio of the times, pair by pair.
 
-    python benchmarks/throughput.py [--steps 40] [--threads 1]
+Pre-training (`tiny_pretrain`) and fine-tuning (`tiny_sft`), each in a process of its own. In fine-tuning the peer's
+labels are -100 where the loss does not look; tokens are positions, padding included, which both compute.
+
+    python benchmarks/throughput.py [--recipe tiny_pretrain] [--steps 40] [--threads 1]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,21 +46,53 @@ def peer_model(run: Any) -> Any:
     return ApertusForCausalLM(config).float().train()
 
 
+# What keeps the batch as it is, and the learning rate from 0, whatever the number of steps
+RECIPES = {
+    "tiny_pretrain": ["schedule.batch_ramp=[]", "schedule.warmup_samples=8", "schedule.decay_samples=8"],
+    "tiny_sft": ["schedule.warmup_samples=16", "schedule.decay_samples=16"],
+}
+
+
+def labels_of(batch: Any) -> Any:
+    """The labels of a batch as the peer takes them, which moves them by one itself: -100 where no loss is."""
+    labels = batch["tokens"].clone()
+    labels[:, 1:][batch["loss_mask"][:, :-1] == 0] = -100
+    labels[:, 0] = -100
+    return labels
+
+
 def main() -> int:
     """Run and print; 1 where the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, help="one alone (default: one after the other)")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
+    if options.recipe is None:
+        return finish([figure for recipe in RECIPES for figure in alone(recipe, options)], as_json=options.json)
+    return finish(measured(options.recipe, options.steps, options.threads), as_json=options.json)
+
+
+def alone(recipe: str, options: argparse.Namespace) -> list[Figure]:
+    """The figures of a recipe, measured in a process of its own."""
+    given = ["--recipe", recipe, "--steps", str(options.steps), "--threads", str(options.threads), "--json"]
+    done = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):
+        sys.exit(done.returncode)
+    return [Figure(**figure) for figure in json.loads(done.stdout)]
+
+
+def measured(recipe: str, steps: int, threads: int) -> list[Figure]:
+    """Train `steps` steps of the recipe beside the peer: tokens/s of both, and the ratio of each pair."""
     from apertus_nemo.training import imports
 
     imports.install()
     import lightning.pytorch as pl
     import torch
 
-    from apertus_nemo.data.corpus import embedded
+    from apertus_nemo.data.corpus import embedded, embedded_chat
     from apertus_nemo.launch.local import default_cache
     from apertus_nemo.recipe.compose import compose
     from apertus_nemo.record.run_dir import RunDirectory
@@ -64,15 +101,15 @@ def main() -> int:
     from apertus_nemo.training.recorder import Recorder
     from apertus_nemo.training.run import Place, train
 
+    batch_size = compose(recipe).config.trainer.global_batch_size
     overrides = [
-        f"trainer.max_steps={options.steps}",
-        "schedule.batch_ramp=[]",
-        f"schedule.train_samples={8 * options.steps}",
-        "schedule.warmup_samples=8",
-        "schedule.decay_samples=8",
-        f"reproducibility.threads_per_rank={options.threads}",
+        f"trainer.max_steps={steps}",
+        f"schedule.train_samples={batch_size * steps}",
+        f"reproducibility.threads_per_rank={threads}",
+        *RECIPES[recipe],
     ]
-    run = compose("tiny_pretrain", overrides).config
+    run = compose(recipe, overrides).config
+    chats = run.data.kind == "chat"
     prepare_process(run)
     torch.use_deterministic_algorithms(False)
     peer = peer_model(run)
@@ -92,12 +129,12 @@ def main() -> int:
 
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
             ours.append(time.perf_counter() - self.begun)
+            given = [(batch["tokens"], labels_of(batch) if chats else batch["tokens"]) for batch in seen]
             torch.use_deterministic_algorithms(False)
             start = time.perf_counter()
-            count = len(seen)
-            for batch in seen:
-                peer(input_ids=batch["tokens"], labels=batch["tokens"]).loss.div(count).backward()
-            torch.nn.utils.clip_grad_norm_(peer.parameters(), 0.1)
+            for tokens, labels in given:
+                peer(input_ids=tokens, labels=labels).loss.div(len(given)).backward()
+            torch.nn.utils.clip_grad_norm_(peer.parameters(), run.optim.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
             theirs.append(time.perf_counter() - start)
@@ -120,20 +157,18 @@ def main() -> int:
         directory = RunDirectory(Path(folder))
         for name in (directory.steps, directory.states, directory.attempt(0), directory.checkpoints):
             name.mkdir(parents=True)
-        cache = default_cache(os.environ)
-        place = Place(
-            0, 0, 0, embedded(cache / "corpus", 4096), Path(folder) / "index", rendezvous=Path(folder) / "rendezvous"
-        )
+        corpus = (embedded_chat if chats else embedded)(default_cache(os.environ) / "corpus", 4096)
+        place = Place(0, 0, 0, corpus, Path(folder) / "index", rendezvous=Path(folder) / "rendezvous")
         train(run, directory, lock_digest="0" * 64, place=place, progress=Progress(None), callbacks=[Pairs()])
     skip = 5  # the first steps allocate; the last saves a checkpoint
     ratios = [theirs[i] / ours[i] for i in range(skip, len(ours) - 1)]
-    tokens, title = 8 * run.data.seq_length, f"tokens/s, float32, {options.threads} thread"
-    figures = [
+    tokens = batch_size * run.data.seq_length
+    title = f"tokens/s, {recipe}, float32, {threads} thread"
+    return [
         Figure.of(f"{title}: ours", [tokens / seconds for seconds in ours[skip:-1]], unit="tokens/s"),
         Figure.of(f"{title}: ApertusForCausalLM", [tokens / seconds for seconds in theirs[skip:-1]], unit="tokens/s"),
         Figure.of(f"{title}: ours over ApertusForCausalLM", ratios, unit="x", at_least=1.0),
     ]
-    return finish(figures, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Link:
     through: str  # "run": read from its checkpoint; else from a folder that was exported of it
     found: str | None  # where the run was found: "recorded path", "beside", "--runs"; None: it was not
     checks: list[Check]
+    passed_over: list[tuple[Path, Check]] = field(default_factory=list)  # runs of that lock that do not fit, and why
 
 
 @dataclass
@@ -150,23 +151,24 @@ class _Search:
     def parent(self, child: Path, step: _Step) -> tuple[Link, tuple[Path, RunLock] | None]:
         """The run that the weights are from: the first of those with its lock whose record fits, if one does."""
         best: tuple[int, str, Path, RunLock, list[Check]] | None = None
-        exchanged: Check | None = None
+        exchanged: list[tuple[Path, Check]] = []
+        unfit: list[tuple[Path, Check]] = []
         wanted = step.origin.lock_digest
         for found, path in self._places(child, step):
             lock = self._lock(path)
             if lock is None:
                 continue
             if lock.digest != wanted:
-                if exchanged is None and log_header(path) == wanted:
-                    exchanged = Check(
-                        "lock digest",
-                        DIFFERENT,
+                if log_header(path) == wanted:
+                    text = (
                         f"the step log of {path} is of the run that is looked for, and its lock.json is another, "
-                        f"of digest {lock.digest}: it was changed or exchanged",
+                        f"of digest {lock.digest}: it was changed or exchanged"
                     )
+                    exchanged.append((path, Check("lock digest", DIFFERENT, text)))
                 continue
             checks = of_parent(path, step.origin)
             results = {check.result for check in checks}
+            unfit += [(path, check) for check in checks if check.result == DIFFERENT]
             rank = 2 if DIFFERENT in results else 0 if checks[1].result == EQUAL else 1
             if best is None or rank < best[0]:
                 best = (rank, found, path, lock, checks)
@@ -174,8 +176,9 @@ class _Search:
                 break
         if best is not None:
             _, found, path, lock, checks = best
-            return Link(step.origin, step.through, found, [*checks, *step.checks]), (path, lock)
-        checks = [exchanged] if exchanged is not None else []
+            over = [(other, check) for other, check in exchanged + unfit if other != path]
+            return Link(step.origin, step.through, found, [*checks, *step.checks], over), (path, lock)
+        checks = [check for _, check in exchanged[:1]]
         return Link(step.origin, step.through, None, [*checks, *step.checks]), None
 
     def _places(self, child: Path, step: _Step) -> Iterator[tuple[str, Path]]:

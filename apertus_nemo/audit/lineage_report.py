@@ -47,6 +47,7 @@ def _link(link: Link) -> list[str]:
         lines.append(f"equal: {'; '.join(equal)}")
     for result in (DIFFERENT, NOT_CHECKED):
         lines += [f"{result}: {check.what}: {check.reason}" for check in link.checks if check.result == result]
+    lines += [f"passed over: {path}: {check.what}: {check.reason}" for path, check in link.passed_over]
     return lines
 
 
@@ -64,6 +65,9 @@ def tree(chain: Lineage) -> dict[str, Any]:
                 ],
                 "found": link.found,
                 "lock_digest": link.origin.lock_digest,
+                "passed_over": [
+                    {"path": str(path), "reason": check.reason, "what": check.what} for path, check in link.passed_over
+                ],
                 "step": link.origin.step,
                 "through": link.through,
                 "weights_digest": link.origin.weights_digest,

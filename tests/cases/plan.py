@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
-def built(rank: int, world_size: int, *, recipes: str, overrides: list[str], ranks: list[int]) -> list[dict[str, Any]]:
+def built(rank: int, world_size: int, *, recipes: str | None, overrides: list[str], ranks: list[int]) -> Any:
     """What `plan --build` finds of these ranks of the planned run."""
     from apertus_nemo.plan.build import compare
     from apertus_nemo.recipe.check import check
     from apertus_nemo.recipe.compose import compose
 
-    run = compose(overrides=overrides, recipe_dirs=[Path(recipes)]).config
+    run = compose(overrides=overrides, recipe_dirs=[Path(recipes)] if recipes else []).config
     check(run)
     return [compare(run, each) for each in ranks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import cache, corpus, runs
+from tests.integration.conftest import cache, chats, corpus, runs, tuned
 from tests.unit.image.conftest import registry
 
-__all__ = ["cache", "corpus", "registry", "runs"]
+__all__ = ["cache", "chats", "corpus", "registry", "runs", "tuned"]

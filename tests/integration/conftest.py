@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from apertus_nemo.data.corpus import embedded
+from apertus_nemo.data.corpus import embedded, embedded_chat
 from apertus_nemo.testing.ranks import Parent
 from tests.integration import images
-from tests.integration.runs import Run, Runs
+from tests.integration.runs import CHAT, Run, Runs
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,20 @@ def built_cpu_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     output = tmp_path_factory.mktemp("image") / "cpu"
     images.build(checkout, output, "cpu")
     return output
+
+
+@pytest.fixture(scope="session")
+def chats(cache: Path) -> Path:
+    """The embedded conversations."""
+    return embedded_chat(cache / "apertus-nemo" / "corpus", 4096)
+
+
+@pytest.fixture(scope="session")
+def tuned(parent: Parent, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """`tuned(layout, ...)`: a short run on the embedded conversations, once a session as `runs`."""
+    runs = Runs(parent, chats, tmp_path_factory.mktemp("tuned"))
+
+    def call(layout: str, *overrides: str, **options: Any) -> Run:
+        return runs(layout, *CHAT, *overrides, **options)
+
+    return call

@@ -35,6 +35,15 @@ SQUEEZED = (
     f"trainer.checkpoint_every_steps={SAVED_STEP}",
 )
 
+# Fine-tuning on the embedded conversations, of that schedule.
+CHAT = (
+    "data=chat_embedded",
+    "data.seq_length=160",
+    "optim=[ademamix_sft]",
+    "schedule=linear",
+    "schedule.decay_samples=68",
+)
+
 # Eight layers, and as many micro-batches as PP=4 with two virtual stages wants.
 DEEP = ("model.num_layers=8", "trainer.micro_batch_size=1")
 

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from apertus_nemo.data.corpus import embedded_chat
-from apertus_nemo.testing.ranks import Parent
-from tests.integration.runs import SAVED_STEP, STEPS, Run, Runs
+from tests.integration.runs import SAVED_STEP, STEPS, Run
 from tests.integration.test_layouts import COINS, FIRST_STEP, LATER_FACTOR, deviations
 
-CHAT = (
-    "data=chat_embedded",
-    "data.seq_length=160",
-    "optim=[ademamix_sft]",
-    "schedule=linear",
-    "schedule.decay_samples=68",
-)
 PACKED = ("data.packing=true", "data.document_masking=per_document")
 LATER = [pytest.mark.full]
 OTHERS = ["tp2", pytest.param("pp2", marks=LATER), pytest.param("dp2", marks=LATER)]
-
-
-@pytest.fixture(scope="module")
-def tuned(parent: Parent, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """`tuned(layout, ...)`: a short run on the embedded conversations."""
-    corpus = embedded_chat(cache / "apertus-nemo" / "corpus", 4096)
-    runs = Runs(parent, corpus, tmp_path_factory.mktemp("tuned"))
-
-    def call(layout: str, *overrides: str, **options: Any) -> Run:
-        return runs(layout, *CHAT, *overrides, **options)
-
-    return call
 
 
 @pytest.mark.parametrize("layout", OTHERS)

@@ -239,7 +239,7 @@ def test_a_state_that_no_log_names_is_not_taken_for_checked(tmp_path: Path) -> N
     assert results(chain)["weights after step 20"] == "not checked"
 
 
-def test_a_relaunch_of_the_parent_will_do(tmp_path: Path) -> None:
+def test_a_relaunch_of_the_parent_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It has the lock of its original; of those that have it, the one whose weights fit is taken."""
     a = base(tmp_path / "z")
     b = child(tmp_path / "b", a)
@@ -254,6 +254,14 @@ def test_a_relaunch_of_the_parent_will_do(tmp_path: Path) -> None:
     assert (chain.end, chain.exit_code, paths(chain)) == ("beginning", 0, [b, other])
     assert results(chain)["weights after step 20"] == "equal"
     assert results(chain)["files of the checkpoint"] == "not checked"
+    [(path, check)] = chain.links[0].passed_over
+    assert (path, check.what) == (tmp_path / "a", "weights after step 20")
+    assert main(["lineage", str(b)]) == 0
+    over = f"    passed over: {path}: weights after step 20: what {path} logged has the digest "
+    assert any(line.startswith(over) for line in capsys.readouterr().out.splitlines())
+    assert main(["lineage", str(b), "--json"]) == 0
+    [link] = json.loads(capsys.readouterr().out)["links"]
+    assert link["passed_over"] == [{"path": str(path), "reason": check.reason, "what": check.what}]
 
 
 def test_other_weights_contradict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

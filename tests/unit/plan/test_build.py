@@ -8,6 +8,7 @@ import pytest
 
 from apertus_nemo.testing.ranks import Parent
 from tests.unit.plan.recipes import write
+from tests.unit.recipe.given import GIVEN
 
 SINGLE = ["parallel.virtual_pipeline_model_parallel_size=null"]
 
@@ -31,3 +32,23 @@ def test_equal(parent: Parent, tmp_path: Path, overrides: list[str], ranks: list
         assert row["parameters"] == row["planned_parameters"] == sum(row["chunks"])
         assert row["layer_bytes"] == row["planned_layer_bytes"]
         assert row["agrees"]
+
+
+@pytest.mark.parametrize(("recipe", "parameters"), [("8b", 8_053_338_176), ("70b", 70_599_864_480)])
+def test_the_whole_model_in_one_piece(parent: Parent, tmp_path: Path, recipe: str, parameters: int) -> None:
+    """As shapes, on one rank: Megatron's own modules have the published number of parameters."""
+    uncut = [f"parallel.{ways}_model_parallel_size=1" for ways in ("tensor", "pipeline")]
+    alone = ["parallel.sequence_parallel=false", "trainer.num_nodes=1", "trainer.devices=1"]
+    overrides = [f"recipe=published_{recipe}", *SINGLE, *uncut, *alone]
+    arguments = {"recipes": str(write(tmp_path / "here")), "overrides": overrides, "ranks": [0]}
+    ((row,),) = parent.run("tests.cases.plan:built", arguments=arguments, timeout_s=120.0)
+    assert row["parameters"] == row["planned_parameters"] == parameters
+
+
+def test_the_first_rank_of_70b(parent: Parent) -> None:
+    """TP4 PP8 of the packaged recipe: 2,407,696,896 in matrices and norms; 10 layers of two scalars of xIELU."""
+    overrides = ["recipe=apertus_70b_pretrain", *GIVEN["apertus_70b_pretrain"]]
+    arguments = {"recipes": None, "overrides": overrides, "ranks": [0]}
+    ((row,),) = parent.run("tests.cases.plan:built", arguments=arguments, timeout_s=120.0)
+    assert row["agrees"]
+    assert row["parameters"] - 2 * 10 == 2_407_696_896

@@ -19,6 +19,8 @@ from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.compose import compose
 from apertus_nemo.recipe.schema import RunConfig
 from tests.unit.plan.recipes import write
+from tests.unit.recipe.given import GIVEN
+from tests.unit.recipe.test_published import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,45 @@ def test_published_figures(recipes: Path, name: str, parameters: int, steps: int
     assert tree["learning_rate"]["decay_from_step"] == decay
     assert tree["tokens"] == pytest.approx(15e12, rel=1e-5)
     assert not tree["refused"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "steps", "doubled", "flops"),
+    [
+        ("apertus_8b_pretrain", 8_053_338_176, 2_627_139, 1_678_000, "7.73e+23"),
+        ("apertus_70b_pretrain", 70_599_864_480, 1_155_828, 523_518, "6.74e+24"),
+    ],
+)
+def test_the_packaged_recipes(recipe: str, parameters: int, steps: int, doubled: int, flops: str) -> None:
+    """The same figures of the recipes as they are, with all stages of their data."""
+    tree = plan(compose(recipe, GIVEN[recipe]).config, Assumptions(tokens_per_s_per_gpu=723.0))
+    assert tree["parameters"]["total"] == parameters
+    assert tree["steps"] == tree["pieces"][-1]["last_step"] == steps
+    before, after = (
+        [row for row in tree["pieces"] if (row["last_step"] <= doubled) == first] for first in (True, False)
+    )
+    assert before[-1]["last_step"] == doubled
+    assert {2 * row["global_batch_size"] for row in before} == {row["global_batch_size"] for row in after}
+    assert f"{tree['flops']['total']:.2e}" == flops
+    if recipe == "apertus_70b_pretrain":
+        assert f"{tree['cost']['mfu']:.3f}" == "0.328"
+        doubled_up = compose(recipe, [*GIVEN[recipe], "trainer.num_nodes=1024"]).config
+        replicas = tree["data_parallel_size"], plan(doubled_up, Assumptions())["data_parallel_size"]
+        assert replicas == (64, 128)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if not recipe.endswith("_lora")])
+def test_every_recipe_of_all_weights_fits_its_gpus(recipe: str) -> None:
+    """A GH200 has 95.6 GiB; those for a CPU are held against none."""
+    run = compose(recipe, GIVEN.get(recipe, [])).config
+    tree = plan(run, Assumptions())
+    assert tree["refused"] == []
+    assert (
+        tree["steps"]
+        == tree["pieces"][-1]["last_step"]
+        == (run.trainer.max_steps or BatchPlan.from_config(run).num_steps)
+    )
+    assert recipe in text(tree)
 
 
 def test_stages_count_with_their_own_lengths() -> None:
