@@ -134,6 +134,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, corpus: Path) -> None:
         "copy": ["record", "push", str(run), f"{locked}/copy"],
         "gh200-clariden.toml": ["edf", "render", "gh200", "--site", "clariden", "-o", str(locked)],
         "run": ["train", "--quiet", "--allow-dirty", "--run-dir", f"{locked}/run", "data=built", f"data.path={corpus}"],
+        "apertus-nemo/corpus": ["train", "--quiet", "--allow-dirty", "--run-dir", "new"],  # the cache of the user
     }
     for name, arguments in commands.items():
         done = subprocess.run(
@@ -143,7 +144,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, corpus: Path) -> None:
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(ROOT),
                 "HOME": str(tmp_path),
-                "XDG_CACHE_HOME": str(tmp_path / "cache"),
+                "XDG_CACHE_HOME": str(locked if name == "apertus-nemo/corpus" else tmp_path / "cache"),
             },
             capture_output=True,
             text=True,
