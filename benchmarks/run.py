@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "kills": ["--kills", "6"],
     "squashfs": ["--rounds", "1", "--mib", "50", "--files", "1000"],
     "layouts": ["--layouts", "cp2", "pp2_vpp2"],
+    "image_builds": ["--builds", "2"],
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from apertus_nemo.image.layout import Layout
 from apertus_nemo.image.oci import Platform
 from apertus_nemo.image.publish import built
 from tests.integration import images
+from tests.unit.image.servers import docker_registry
+from tests.unit.image.tools import needs
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * images.LIMIT_S)]
 
@@ -40,3 +44,39 @@ def test_skopeo_reads_it(built_cpu_image: Path) -> None:
     done = subprocess.run(["skopeo", "inspect", name], check=True, capture_output=True, timeout=120)
     image = Layout.open(built_cpu_image).image(Platform.parse(images.PLATFORM), "cpu-1.0.0")
     assert json.loads(done.stdout)["Digest"] == image.descriptor.digest
+
+
+def test_published_pulled_and_made_into_a_squashfs_file(built_cpu_image: Path, tmp_path: Path) -> None:
+    needs("docker-registry", "mksquashfs")
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(images.ROOT)}
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", images.RUN, "image", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    image = Layout.open(built_cpu_image).image(Platform.parse(images.PLATFORM), "cpu-1.0.0")
+    (tmp_path / "releases").mkdir()
+    with docker_registry(tmp_path / "registry") as host:
+        command("publish", str(built_cpu_image), f"{host}/apertus/cpu", "--releases", str(tmp_path / "releases"))
+        pulled = json.loads(
+            command("pull", f"{host}/apertus/cpu:1.0.0", "--output", str(tmp_path / "pulled"), "--json")
+        )
+    releases = json.loads((tmp_path / "releases" / "releases.json").read_text())
+    assert releases["1.0.0"][images.PLATFORM]["manifest_digest"] == image.descriptor.digest
+    assert pulled["manifest_digest"] == image.descriptor.digest
+    assert {one["artifact_type"] for one in pulled["referrers"]} == {
+        "application/vnd.apertus-nemo.image.lock.v1+json",
+        "application/vnd.cyclonedx+json",
+    }
+    listed = subprocess.run(
+        ["unsquashfs", "-l", pulled["file"]], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert "squashfs-root/opt/apertus-nemo/bin/apertus-nemo\n" in listed.stdout

@@ -16,8 +16,10 @@ from apertus_nemo.image.layout import Layout
 from apertus_nemo.image.oci import Platform
 from apertus_nemo.image.publish import built
 from tests.unit.image.small import PLATFORM, Small, needs_all
+from tests.unit.image.tools import needs
 
 EPOCH = 1795564800  # 2026-11-25
+_CONFIGURATION = {"CONF": "containers.conf", "STORAGE_CONF": "storage.conf"}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +110,6 @@ def test_what_is_in_it(first: Path) -> None:
 
 
 def test_other_tools_read_it(first: Path, tmp_path: Path) -> None:
-    from tests.unit.image.tools import needs
-
     needs("skopeo", "umoci")
     name = f"{first}:small-0.1.0-{PLATFORM.rpartition('/')[2]}"
     done = subprocess.run(["skopeo", "inspect", f"oci:{name}"], check=True, capture_output=True, timeout=60)
@@ -118,6 +118,25 @@ def test_other_tools_read_it(first: Path, tmp_path: Path) -> None:
     command = ["/usr/sbin/chroot", tmp_path / "u/rootfs", "/opt/apertus-nemo/bin/apertus-nemo", "--version"]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60, env={"PATH": "/bin"})
     assert done.stdout.startswith(b"apertus-nemo ")
+
+
+def test_podman_runs_it(first: Path, tmp_path: Path) -> None:
+    needs("podman", "runc")
+    (tmp_path / "containers.conf").write_text(
+        '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=32768:32768"]\nnetns = "host"\n'
+        '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\n'
+    )
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/storage"\nrunroot = "{tmp_path}/run"\n'
+    )
+    where = {f"CONTAINERS_{name}": str(tmp_path / file) for name, file in _CONFIGURATION.items()}
+    name = f"oci:{first}:small-0.1.0-{PLATFORM.rpartition('/')[2]}"
+    command = ["podman", "run", "--rm", "--network", "none", name]
+    done = subprocess.run(
+        command, env={**os.environ, **where}, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: apertus-nemo VERB ")
 
 
 @pytest.mark.full
