@@ -18,6 +18,7 @@ import pytest
 
 from apertus_nemo.cli.main import main
 from apertus_nemo.record.files import tree_manifest
+from tests.integration.command import apertus, on_a_terminal, shell
 from tests.unit.audit.sealed import make_sealed
 from tests.unit.data.conftest import Command, texts
 
@@ -176,3 +177,15 @@ def test_output_that_goes_to_a_full_disk(arguments: list[str], tmp_path: Path) -
         3,
         "apertus-nemo: could not write the output: the disk is full; free some space, then run the command again\n",
     )
+
+
+@pytest.mark.full
+def test_a_terminal_sees_progress_and_a_pipe_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT * 50)
+    build = ["data", "build", "--input", "a.txt", "--train-bpe", "300", "--output"]
+    environment = shell(tmp_path / "cache", tmp_path / "home")
+    code, _, drawn = on_a_terminal([*build, "one"], folder=tmp_path, environment=environment)
+    assert (code, "100%" in drawn, "Traceback" in drawn) == (0, True, False), drawn
+    done = apertus([*build, "two"], folder=tmp_path, environment=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree_manifest(tmp_path / "one") == tree_manifest(tmp_path / "two")
