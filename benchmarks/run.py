@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "first_step": ["--pairs", "1"],
     "record_cost": ["--pairs", "10"],
     "kills": ["--kills", "6"],
+    "convert": ["--rounds", "1", "--layers", "2"],
     "squashfs": ["--rounds", "1", "--mib", "50", "--files", "1000"],
     "layouts": ["--layouts", "cp2", "pp2_vpp2"],
     "image_builds": ["--builds", "2"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -289,6 +290,7 @@ def _quiet_imports() -> None:
 
     from apertus_nemo.training import imports
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's matrix products are in threads of ours
     imports.install()
     warnings.filterwarnings("ignore")  # what imported packages say to their own developers
     logging.getLogger("megatron").setLevel(logging.ERROR)

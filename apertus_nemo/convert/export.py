@@ -22,6 +22,7 @@ import torch
 from apertus_nemo.convert.lanes import finite
 from apertus_nemo.convert.megatron import MegatronWeights
 from apertus_nemo.convert.safetensors import DTYPES, Entry, ShardWriter, size_bytes
+from apertus_nemo.convert.stream import Behind
 from apertus_nemo.errors import InputError
 from apertus_nemo.model.layout import published_shapes
 from apertus_nemo.recipe.hf_config import to_hf
@@ -107,14 +108,14 @@ def _write(
         held = {tensor: entries[tensor] for tensor in tensors}
         size = sum(map(size_bytes, held.values()))
         if done.get(name) is None or file_sha256(partial / name) != done[name]:
-            with ShardWriter(partial / name, held) as shard:
+            with ShardWriter(partial / name, held) as shard, Behind(shard.write) as write:
                 for tensor in tensors:
                     for block in _blocks(found, model, tensor):
                         if not (allow_nonfinite or finite(block)):
                             raise InputError(
                                 f"{tensor} holds a value that is not finite; --allow-nonfinite converts it all the same"
                             )
-                        shard.write(tensor, block)
+                        write(tensor, block)
                         written += block.numel() * block.element_size()
                         progress(written, total)
             done[name] = shard.sha256

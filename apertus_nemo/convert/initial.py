@@ -51,17 +51,15 @@ class FolderWeights(Weights):
 
 
 class CheckpointWeights(Weights):
-    """The weights of a torch_dist checkpoint; the last tensor is kept, since its blocks are read one after another."""
+    """The weights of a torch_dist checkpoint, as a run writes them or `convert import`."""
 
     def __init__(self, folder: Path, model: ModelConfig) -> None:
         self._weights = MegatronWeights(folder / "weights", model)
-        self._last: tuple[str, torch.Tensor] | None = None
 
     def block(self, name: str, rows: Range, cols: Range) -> torch.Tensor:
-        """As in Weights."""
-        if self._last is None or self._last[0] != name:
-            self._last = name, torch.cat(list(self._weights.published(name)))
-        return self._last[1][slice(*rows), slice(*cols)]
+        """As in Weights; only chunks that hold some of these rows are read."""
+        found = [block[:, slice(*cols)] for block in self._weights.published(name, rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def weights_in(folder: Path, run: RunConfig) -> Weights:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from apertus_nemo.convert.unpickle import check_metadata
 from apertus_nemo.errors import ApertusError, InputError
-from apertus_nemo.model.layout import SCALARS, Piece, pieces, published_shapes
+from apertus_nemo.model.layout import SCALARS, Piece, Range, pieces, published_shapes
 from apertus_nemo.recipe.schema import ModelConfig
 
 _PREFIX = "module."  # of a model inside NeMo's; Megatron's own checkpoints have none
@@ -102,10 +102,49 @@ class MegatronWeights:
             raise InputError("\n".join(f"{self._folder}: {line}" for line in wrong))
         return places
 
-    def published(self, name: str) -> Iterator[torch.Tensor]:
-        """The published tensor in blocks of whole rows, in order: [rows, columns], contiguous."""
-        for parameter, key, layer, block in sorted(self._places[name], key=lambda place: place[3].rows):
-            yield self._parameter(parameter, key, layer)[slice(*block.local_rows), slice(*block.local_cols)]
+    def published(self, name: str, rows: Range | None = None) -> Iterator[torch.Tensor]:
+        """The published tensor, or these rows of it, in blocks of whole rows, in order: [rows, columns].
+
+        Of a matrix whose chunks are whole rows, no more than a chunk is in memory, and only what is asked for is read.
+        """
+        first, last = rows or (0, self._places[name][0][3].shape[0])
+        places = sorted(self._places[name], key=lambda place: place[3].rows)
+        if len(places[0][3].shape) == 1:
+            first, last = 0, 1
+        if len(places) == 1 and len(places[0][3].shape) == 2:
+            _, key, layer, _ = places[0]
+            chunks = self._by_rows(key, layer)
+            for offsets, count in chunks:
+                start = offsets[-2]
+                if start < last and first < start + count:
+                    held = self._chunk(key, offsets)
+                    matrix = held if layer is None else held[0]
+                    yield matrix[max(first - start, 0) : last - start]
+            if chunks:
+                return
+        for parameter, key, layer, block in places:
+            start, stop = max(first, block.rows[0]), min(last, block.rows[1])
+            if start < stop:
+                shift = block.local_rows[0] - block.rows[0]
+                whole = self._parameter(parameter, key, layer)
+                yield whole[start + shift : stop + shift, slice(*block.local_cols)]
+
+    def _by_rows(self, key: str, layer: int | None) -> list[tuple[tuple[int, ...], int]]:
+        """Offsets and rows of a matrix's chunks, in order, where each has whole rows of this layer alone; or none."""
+        entry = self._tensors[key]
+        found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for chunk in entry.chunks:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            if layer is None or offsets[0] == layer:
+                found.append((offsets, sizes))
+        found.sort()
+        rows, cols = tuple(entry.size)[-2:]
+        end = 0
+        for offsets, sizes in found:
+            if offsets[-2:] != (end, 0) or sizes[-1] != cols or (layer is not None and sizes[0] != 1):
+                return []
+            end += sizes[-2]
+        return [(offsets, sizes[-2]) for offsets, sizes in found] if end == rows else []
 
     def _parameter(self, parameter: str, key: str, layer: int | None) -> torch.Tensor:
         """A whole parameter as a matrix; the last one is kept, since three published tensors lie in one."""

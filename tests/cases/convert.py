@@ -65,7 +65,9 @@ def refused_by_the_disk(rank: int, world_size: int, **arguments: Any) -> dict[st
         return {"error": str(error), "exit_code": error.exit_code}
 
 
-def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenizer: str) -> dict[str, Any]:
+def logits(
+    rank: int, world_size: int, *, checkpoint: str, folder: str, tokenizer: str, precision: str = "fp32"
+) -> dict[str, Any]:
     """transformers' model of the exported folder, beside Megatron's own of the same checkpoint."""
     import logging
 
@@ -79,7 +81,7 @@ def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenize
     from apertus_nemo.model.config import build_model
     from tests.cases.model import start
 
-    run = _run()
+    run, dtype = _run(f"trainer.precision={precision}"), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     start(rank, world_size, run)
     export(Path(checkpoint) / "weights", run.model, Path(folder), tokenizer=Path(tokenizer), source={})
     warnings: list[str] = []
@@ -89,15 +91,17 @@ def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenize
             warnings.append(record.getMessage())
 
     logging.getLogger("transformers").addHandler(Keep())
-    theirs, info = ApertusForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    theirs, info = ApertusForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=dtype)
     theirs.eval()
     scalars = sorted({str(v.dtype) for n, v in theirs.named_parameters() if "act_fn" in n})
-    theirs.float()  # transformers 4.57 makes xIELU's scalars in bf16 whatever it loads: take them from the folder again
+    theirs.to(
+        dtype
+    )  # transformers 4.57 makes xIELU's scalars in bf16 whatever it loads: take them from the folder again
     with torch.no_grad(), safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
         for name, parameter in theirs.named_parameters():
             if "act_fn" in name:
                 parameter.copy_(file.get_tensor(name))
-    ours = build_model(run)
+    ours = build_model(run).to(dtype)  # as NeMo's wrapper does
     state = ours.sharded_state_dict(prefix="module.")
     with forced():
         loaded = dist_checkpointing.load(state, str(Path(checkpoint) / "weights"))
@@ -107,8 +111,8 @@ def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenize
     ours.eval()
     tokens = torch.randint(4, run.model.vocab_size, (2, 64), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        mine = ours(tokens, None, None)
-        other = theirs(input_ids=tokens).logits
+        mine = ours(tokens, None, None).float()
+        other = theirs(input_ids=tokens).logits.float()
     mine = mine.transpose(0, 1) if mine.shape[0] != 2 else mine
     tokens_ids = AutoTokenizer.from_pretrained(folder)
     config = theirs.config
@@ -117,6 +121,7 @@ def logits(rank: int, world_size: int, *, checkpoint: str, folder: str, tokenize
         "keys": {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")},
         "scalars": scalars,
         "deviation": float((mine - other).abs().max()),
+        "close": float(torch.isclose(mine, other, atol=1e-5, rtol=0.016).float().mean()),
         "same_argmax": float((mine.argmax(-1) == other.argmax(-1)).float().mean()),
         "warnings": [text for text in warnings if not any(word in text for word in expected)],
         "tokens": {"bos": config.bos_token_id, "eos": config.eos_token_id, "pad": config.pad_token_id},

@@ -64,6 +64,24 @@ def test_transformers_computes_the_same(runs: Callable[..., Run], parent: Parent
     assert answer["round_trip"]
 
 
+def test_transformers_computes_the_same_in_bf16(
+    runs: Callable[..., Run], parent: Parent, corpus: Path, tmp_path: Path
+) -> None:
+    """torch's own tolerances for bf16, and the same choice, of a model that has learnt: else all logits are near 0."""
+    run = runs("one", "trainer.precision=bf16", "optim.lr=3e-3", "optim.min_lr=3e-4")
+    arguments = {
+        "checkpoint": str(run.directory.checkpoint(STEPS)),
+        "folder": str(tmp_path / "out"),
+        "tokenizer": str(corpus / "tokenizer"),
+        "precision": "bf16",
+    }
+    (answer,) = parent.run("tests.cases.convert:logits", arguments=arguments)
+    assert answer["keys"] == {"missing": [], "unexpected": [], "mismatched": []}
+    assert answer["warnings"] == []
+    assert answer["same_argmax"] >= 0.99, answer
+    assert answer["close"] >= 0.95, answer
+
+
 def test_every_tensor_is_accounted_for(runs: Callable[..., Run], parent: Parent, tmp_path: Path) -> None:
     run = runs("one")
     arguments = {"checkpoint": str(run.directory.checkpoint(STEPS)), "folder": str(tmp_path)}

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from apertus_nemo.audit.relaunch import Record, find_weights
+from apertus_nemo.convert.importing import import_folder
 from apertus_nemo.errors import InputError
 from apertus_nemo.launch.local import look_at_initial, readable_recipe
 from apertus_nemo.launch.show import Display
@@ -21,10 +23,11 @@ from apertus_nemo.recipe.compose import compose
 from apertus_nemo.recipe.hf_config import to_hf
 from apertus_nemo.recipe.schema import InitialConfig, RunConfig
 from apertus_nemo.record.canonical import is_unknown
-from apertus_nemo.record.files import file_sha256, write_atomic
+from apertus_nemo.record.files import file_sha256, tree_manifest, write_atomic
 from apertus_nemo.record.lock import RunLock, build_lock
 from apertus_nemo.record.run_dir import RunDirectory
 from apertus_nemo.record.step_log import StepLogHeader, StepLogWriter
+from tests.unit.convert.published import make_published
 from tests.unit.record import example
 
 QUIET = Display(quiet=True)
@@ -209,3 +212,46 @@ def test_no_folder_for_weights_that_are_drawn(tmp_path: Path) -> None:
     record = _record(tmp_path / "run", run, {})
     with pytest.raises(InputError, match=r"--initial x: .* does not start from weights that are read"):
         find_weights(record, run, display=QUIET, folder=Path("x"))
+
+
+def test_what_was_imported(tmp_path: Path) -> None:
+    """Every file is hashed, the digest is known, and what is no such folder is refused."""
+    run, hf, path = compose().config, tmp_path / "hf", tmp_path / "megatron"
+    make_published(hf, torch.float32, model=run.model)
+    done = import_folder(hf, path, run.model)
+
+    def initial(folder: Path, **model: Any) -> RunConfig:
+        changed = dataclasses.replace(run.model, **model)
+        return dataclasses.replace(run, initial=InitialConfig(kind="megatron", path=str(folder)), model=changed)
+
+    def refused(folder: Path, **model: Any) -> str:
+        with pytest.raises(InputError) as error:
+            look_at_initial(initial(folder, **model), QUIET)
+        return str(error.value)
+
+    found = look_at_initial(initial(path), QUIET)
+    assert found is not None
+    assert found.folder == path
+    names = [name for name in tree_manifest(path) if name != "manifest.json"]
+    assert found.tree == {
+        "carries": ["weights"],
+        "files": {name: file_sha256(path / name) for name in names},
+        "kind": "megatron",
+        "parent": {"unknown": "apertus-nemo.json in the folder names no run of ours"},
+        "precision": "fp32",
+        "weights_digest": done.weights_digest,
+    }
+    assert refused(path, num_layers=8) == f"model.num_layers=8: the weights in {path} are of a model with 4"
+    assert refused(hf) == (
+        f"initial.path={hf}: the folder holds no apertus-nemo.json of `apertus-nemo convert import`; "
+        "initial.kind=run reads a run, initial.kind=hugging_face a folder with safetensors"
+    )
+    file = path / "weights" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert refused(path) == f"{file} does not have the SHA-256 of the manifest"
+    file.unlink()
+    assert refused(path) == f"{path}: weights/__0_0.distcp is missing"
+    (path / "manifest.json").unlink()
+    assert refused(path) == (f"{path} is not a checkpoint: it holds no manifest.json; give a folder of checkpoints/")
