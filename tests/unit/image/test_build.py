@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -15,6 +17,7 @@ import pytest
 from apertus_nemo.image.layout import Layout
 from apertus_nemo.image.oci import Platform
 from apertus_nemo.image.publish import built
+from tests.crash.small_disk import small_disk
 from tests.unit.image.small import PLATFORM, Small, needs_all
 from tests.unit.image.tools import needs
 
@@ -222,10 +225,32 @@ def test_a_platform_that_it_is_not_for(small: Small, tmp_path: Path) -> None:
     assert done.stderr == f"apertus-nemo: small-0.1.0 is not for linux/riscv64; it is for {PLATFORM}\n"
 
 
-def test_a_disk_that_is_full(small: Small, first: Path, tmp_path: Path) -> None:
-    from tests.crash.small_disk import small_disk
-
+def test_a_disk_that_is_full_while_packages_come(small: Small, first: Path, tmp_path: Path) -> None:
+    deb = small.debs[0]
+    mirror = tmp_path / "mirror" / deb.file
+    mirror.parent.mkdir(parents=True)
+    shutil.copyfile(small.cache / "debian" / f"{deb.sha256}.deb", mirror)
     with small_disk(tmp_path / "disk", size_bytes=2**24) as disk:
-        done = small.run(tmp_path / "image", "--cache", str(disk.folder), "--debian-mirror", tmp_path.as_uri())
+        options = ["--cache", str(disk.mount_point), "--debian-mirror", (tmp_path / "mirror").as_uri()]
+        done = small.run(tmp_path / "image", *options, before=disk.inside)
+        kept = disk.mount_point / "debian" / f"{deb.sha256}.deb"
         assert done.returncode == 3
-        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr == (
+            f"apertus-nemo: could not write {kept}: the disk is full; free some space, then run the command again\n"
+        )
+        assert [path for path in disk.folder.rglob("*") if path.is_file()] == []
+    assert not (tmp_path / "image").exists()
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_made(small: Small, first: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_bytes=2**28) as disk:
+        for part in ("debian", "python"):
+            shutil.copytree(small.cache / part, disk.folder / part)
+        done = small.run(tmp_path / "image", "--cache", str(disk.mount_point), before=disk.inside)
+        assert done.returncode == 3
+        said = (
+            rf"building small-0.1.0 for {PLATFORM} wants \d\.\d GiB below {disk.mount_point}, where 0\.\d GiB are free"
+        )
+        again = "free some space, or give another folder with --cache"
+        assert re.fullmatch(f"apertus-nemo: {said}: {again}\n", done.stderr), done.stderr
+    assert not (tmp_path / "image").exists()
