@@ -4,7 +4,7 @@
     wheel.path, wheel.version, wheel.sha256, wheel.commit
 
 The wheel is built from what git holds, in a folder of its own: files that are ignored, or not committed, have no part
-in it.
+in it. It carries the commit (`source.json`), so that a run inside an image has the source of a run from that checkout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 
 from apertus_nemo.errors import InputError, UnfitEnvironment
 from apertus_nemo.image.programs import plain_environment, run
-from apertus_nemo.record.files import file_sha256, writing
+from apertus_nemo.record.canonical import dumps
+from apertus_nemo.record.files import file_sha256, write_atomic, writing
+from apertus_nemo.record.source import ORIGIN, PARTS
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ def build_wheel(root: Path, work: Path, *, epoch: int, allow_dirty: bool) -> Own
             _copy(root, source)
         else:
             _export(root, commit, work / "source.tar", source)
+            tree = _git(root, "rev-parse", "--verify", "HEAD^{tree}").strip()
+            (source / PARTS[0] / "resources").mkdir()
+            write_atomic(
+                source / PARTS[0] / "resources" / ORIGIN,
+                dumps({"commit": commit, "dirty": False, "patch": None, "tree": tree}),
+            )
     target = work / "wheel"
     command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target]
     run(command, what="building our own wheel", environment=plain_environment(epoch), folder=source, limit_s=600)
