@@ -21,6 +21,7 @@ from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.hf_config import to_hf
 from apertus_nemo.recipe.schema import InitialConfig
 from apertus_nemo.record.canonical import dumps, sha256_hex, unknown
+from apertus_nemo.record.files import tree_manifest
 from apertus_nemo.record.initial import EXPORTED, find_initial
 from apertus_nemo.record.lock import RunLock, build_lock
 from apertus_nemo.record.run_dir import RunDirectory
@@ -101,9 +102,22 @@ def exported(path: Path, run: Path, *, weights: bool = True) -> Path:
     return path
 
 
-def from_folder(path: Path, folder: Path, parent: Path | None) -> Path:
+def imported(path: Path, folder: Path) -> Path:
+    """What `convert import` leaves of such a folder, but for the tensors."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (path / "weights").write_bytes(b"weights")
+    source = json.loads((folder / EXPORTED).read_bytes())["source"] if (folder / EXPORTED).exists() else None
+    weights = source["weights_digest"] if source else "1" * 64
+    note = {"files": {}, "format": 1, "kind": "apertus-nemo import", "nonfinite": [], "source": source}
+    (path / EXPORTED).write_bytes(dumps({**note, "weights_digest": weights}))
+    (path / "manifest.json").write_bytes(dumps({"files": tree_manifest(path), "step": 0, "version": 1}))
+    return path
+
+
+def from_folder(path: Path, folder: Path, parent: Path | None, *, kind: str = "hugging_face") -> Path:
     """A run from a folder of weights."""
-    lock = lock_of("tuned", InitialConfig("hugging_face", str(folder)))
+    lock = lock_of("tuned", InitialConfig(kind, str(folder)))
     began = parent and StateDigest.from_bytes(RunDirectory(parent).state(LAST).read_bytes(), what="")
     return written(path, lock, salt=3, first=began)
 
@@ -341,6 +355,30 @@ def test_a_parent_that_this_version_cannot_read_further(tmp_path: Path) -> None:
     c = written(tmp_path / "c", RunLock({**tree, "initial_state": unknown("not looked at")}), salt=1)
     chain = lineage(child(tmp_path / "d", c, name="d"))
     assert (chain.end, chain.reason) == ("unreadable", f"{c}: what it starts from is unknown: not looked at")
+
+
+def test_through_a_folder_that_was_imported(tmp_path: Path) -> None:
+    """A run from it, and the folder itself; of weights that are of no run of ours, too."""
+    a = base(tmp_path / "a")
+    megatron = imported(tmp_path / "megatron", exported(tmp_path / "hf", a))
+    b = from_folder(tmp_path / "b", megatron, a, kind="megatron")
+    for chain, first in ((lineage(b), b), (lineage(megatron), megatron)):
+        assert (chain.end, paths(chain)) == ("beginning", [first, a])
+        assert results(chain)["lock digest"] == "equal"
+    assert lineage(b).links[0].through == "megatron"
+    (tmp_path / "hf" / EXPORTED).unlink()
+    other = imported(tmp_path / "other", tmp_path / "hf")
+    chain = lineage(other)
+    assert (chain.end, chain.exit_code, paths(chain)) == ("not exported", 0, [other])
+    assert chain.reason == f"{other}: the weights were imported from a folder that was not exported by us"
+    c = from_folder(tmp_path / "c", other, None, kind="megatron")
+    chain = lineage(c)
+    assert (chain.end, paths(chain)) == ("not exported", [c])
+    assert chain.reason == f"{c} starts from {other}: {EXPORTED} in the folder names no run of ours"
+    back = {"weights_digest": "1" * 64}
+    (tmp_path / "hf" / EXPORTED).write_bytes(dumps({"format": 1, "kind": "apertus-nemo export", "source": back}))
+    chain = lineage(tmp_path / "hf")
+    assert (chain.end, paths(chain)) == ("not exported", [tmp_path / "hf"])
 
 
 HOSTILE = "\x1b[2J\x07\n\u202eevil" + "x" * 5000
