@@ -14,7 +14,8 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from typing import Any
 from apertus_nemo import __version__
 from apertus_nemo.errors import ApertusError, InputError, UnfitEnvironment
 from apertus_nemo.image import containerfile, inputs
-from apertus_nemo.image.builders import Builder, find_builder
+from apertus_nemo.image.builders import Builder, find_builder, make_builder
 from apertus_nemo.image.debian import archives_below, find_archives, make_base
 from apertus_nemo.image.definition import Definition
 from apertus_nemo.image.families import DEFINITION, LOCK
 from apertus_nemo.image.layout import Image, Layout
 from apertus_nemo.image.lock import ImageLock, stale
 from apertus_nemo.image.oci import CONFIG, INDEX, MANIFEST, Descriptor, Index, Manifest, Platform
-from apertus_nemo.image.programs import run
+from apertus_nemo.image.programs import find_program, run
 from apertus_nemo.image.publish import LOCK_LABEL, REVISION_LABEL
 from apertus_nemo.image.sbom import bill_of_materials
 from apertus_nemo.image.wheel import OwnWheel, build_wheel
@@ -143,6 +144,9 @@ def build(order: Order, output: Path, *, builder: str | None, say: Say) -> Resul
     check_order(order)
     if output.exists() or output.is_symlink():
         raise InputError(f"{output} is there already: remove it, or give another folder with --output")
+    name = find_builder(builder)
+    if order.definition.base.kind == "debian":
+        find_program("mmdebstrap")
     for platform in order.platforms:
         _check_runs(platform)
     with workplace(order.cache, ".build-") as work:
@@ -154,9 +158,10 @@ def build(order: Order, output: Path, *, builder: str | None, say: Say) -> Resul
             layout = Layout.create(beside / "layout")
             made = {}
             for platform in order.platforms:
-                made[platform] = _one(
-                    order, platform, wheel, layout, _fresh(work, platform.replace("/", "-")), builder, say
-                )
+                with _keeping_logs(work, order.cache / "logs"):
+                    made[platform] = _one(
+                        order, platform, wheel, layout, _fresh(work, platform.replace("/", "-")), name, say
+                    )
             listed = tuple(
                 Descriptor(
                     MANIFEST, one.manifest_digest, _size(layout, one.manifest_digest), platform=Platform.parse(name)
@@ -171,6 +176,23 @@ def build(order: Order, output: Path, *, builder: str | None, say: Say) -> Resul
                 except FileExistsError:
                     raise InputError(f"{output} was made by another build meanwhile") from None
     return Result(output, order.lock.name, wheel.commit, order.lock.digest, index.digest, made)
+
+
+@contextmanager
+def _keeping_logs(work: Path, kept: Path) -> Iterator[None]:
+    """Where the block ends with an error that names a log below `work`, keep that log, and name where it is then."""
+    try:
+        yield
+    except UnfitEnvironment as error:
+        text = str(error)
+        for log in sorted(work.rglob("*.log")):
+            if text.endswith(str(log)):
+                target = kept / f"{log.stem}{work.name.removeprefix('.build')}.log"
+                with writing(target):
+                    kept.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(log, target)
+                raise UnfitEnvironment(f"{text.removesuffix(str(log))}{target}") from error
+        raise
 
 
 def _size(layout: Layout, digest: str) -> int:
@@ -193,7 +215,7 @@ def _check_runs(platform: str) -> None:
         )
 
 
-def _one(order: Order, platform: str, wheel: OwnWheel, layout: Layout, work: Path, name: str | None, say: Say) -> Made:
+def _one(order: Order, platform: str, wheel: OwnWheel, layout: Layout, work: Path, name: str, say: Say) -> Made:
     """Build one platform into `layout`."""
     found = fetch(order, platform, say)
     files = _fresh(work, "files")
@@ -202,10 +224,11 @@ def _one(order: Order, platform: str, wheel: OwnWheel, layout: Layout, work: Pat
     for file, text in containerfile.requirements(order.lock, platform).items():
         (files / file).write_text(text)
     _place(wheel.path, files / wheel.path.name)
-    builder = find_builder(name, _fresh(work, "builder"))
+    bill = bill_of_materials(order.lock, platform, wheel, order.definition)
+    builder = make_builder(name, _fresh(work, "builder"))
     stack, kept = _stack(order, platform, found, builder, work, say)
     say(f"{platform}: our package, as one layer")
-    package = _package(order, platform, wheel, stack, builder, work)
+    package = _package(order, platform, wheel, bill, stack, builder, work)
     layers = (*stack.image.manifest.layers, *package.image.manifest.layers)
     base = len(stack.image.manifest.layers) - len(ABOVE_BASE)
     names = (*["base"] * base, *ABOVE_BASE, *["package"] * len(package.image.manifest.layers))
@@ -315,13 +338,15 @@ def _tag_base(layout: Layout, image: Image) -> None:
     layout.tag(layout.blobs.write(manifest.to_bytes(), MANIFEST), "base")
 
 
-def _package(order: Order, platform: str, wheel: OwnWheel, stack: _Built, builder: Builder, work: Path) -> _Built:
+def _package(
+    order: Order, platform: str, wheel: OwnWheel, bill: bytes, stack: _Built, builder: Builder, work: Path
+) -> _Built:
     """Our own layer."""
     papers = containerfile.papers(
         order.definition,
         toml=read_bytes(order.folder / DEFINITION, max_bytes=_MAX_BYTES),
         lock=order.lock.to_bytes(),
-        sbom=bill_of_materials(order.lock, platform, wheel, order.definition),
+        sbom=bill,
     )
     with writing(work):
         for path, data in papers.items():

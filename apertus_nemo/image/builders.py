@@ -1,6 +1,6 @@
 """Programs that build from a Containerfile: buildah, podman or docker, each in a storage of the build's own.
 
-    builder = find_builder(None, work)                  # the first that is there
+    builder = make_builder(find_builder(None), work)    # the first that is there
     builder.build(text, context, target, stage="stack", platform=platform, epoch=epoch, base=None)
 
 What comes out is an OCI layout at `target` with one image, its layers compressed with gzip. Nothing of the machine's
@@ -24,8 +24,8 @@ _LIMIT_S = 4 * 3600.0  # emulated builds are slow
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}  # bases are named by digest; nothing else is pulled
 
 
-def find_builder(name: str | None, work: Path) -> Builder:
-    """The builder of that name, or the first that this machine has. Raises UnfitEnvironment, InputError."""
+def find_builder(name: str | None) -> str:
+    """`name`, or the first that this machine has. Raises UnfitEnvironment, InputError."""
     if name is not None and name not in BUILDERS:
         raise InputError(f"there is no builder {name!r}; there are {', '.join(BUILDERS)}")
     for one in BUILDERS if name is None else (name,):
@@ -35,8 +35,13 @@ def find_builder(name: str | None, work: Path) -> Builder:
             if name is not None:
                 raise
         else:
-            return Docker(work) if one == "docker" else Buildah(one, work)
+            return one
     raise UnfitEnvironment("this machine has none of buildah, podman and docker; as root: apt-get install buildah")
+
+
+def make_builder(name: str, work: Path) -> Builder:
+    """One that works below `work`."""
+    return Docker(work) if name == "docker" else Buildah(name, work)
 
 
 class Builder:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from apertus_nemo.image.layout import Layout
 from apertus_nemo.image.oci import Platform
 from apertus_nemo.image.publish import built
 from tests.crash.small_disk import small_disk
-from tests.unit.image.small import PLATFORM, Small, needs_all
+from tests.unit.image.small import PLATFORM, Small, needs_all, sha256
 from tests.unit.image.tools import needs
 
 EPOCH = 1795564800  # 2026-11-25
@@ -190,9 +191,10 @@ def test_what_a_mirror_does_not_have_is_named(small: Small, first: Path, tmp_pat
     finally:
         deb.write_bytes(kept)
     assert done.returncode == 3
-    assert done.stderr.splitlines() == [
-        f"apertus-nemo: small-python=1.0 ({PLATFORM.rpartition('/')[2]}): the mirror no longer offers it"
-    ]
+    assert done.stderr == (
+        f"apertus-nemo: small-python=1.0 ({PLATFORM.rpartition('/')[2]}): the mirror no longer offers it; take the "
+        "published image, which stays as it is, or resolve anew with `image lock`\n"
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -211,6 +213,26 @@ def test_a_lock_that_does_not_fit_is_refused(small: Small, tmp_path: Path) -> No
     again = "run `apertus-nemo image lock small`"
     assert stale.stderr == f"apertus-nemo: {file} is stale: the definition has changed since; {again}\n"
     assert unresolved.stderr == f"apertus-nemo: {file} is not resolved: base.release: nobody was asked; {again}\n"
+
+
+def test_what_a_program_said_is_kept_where_it_failed(small: Small, first: Path, tmp_path: Path) -> None:
+    thing = next(one for one in small.python if one.name == "thing")
+    lock, data = (small.family / "lock.json").read_bytes(), b"no archive"
+    file = small.cache / "python" / sha256(data) / thing.file
+    file.parent.mkdir()
+    file.write_bytes(data)
+    try:
+        small.write_lock(small.debs, [*small.python[:1], replace(thing, sha256=sha256(data))])
+        done = small.run(tmp_path / "image", "--allow-dirty")
+    finally:
+        (small.family / "lock.json").write_bytes(lock)
+    assert done.returncode == 3
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"apertus-nemo: building stack for {PLATFORM}: buildah ended with ")
+    log = Path(said.rpartition("; all of it is in ")[2])
+    assert log.parent == small.cache / "logs"
+    assert "thing-1.0-py3-none-any.whl" in log.read_text()
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_is_there_stays(small: Small, first: Path) -> None:
