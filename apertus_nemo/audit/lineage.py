@@ -29,7 +29,7 @@ from apertus_nemo.audit.lineage_checks import (
 from apertus_nemo.audit.status import find_runs
 from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.record.canonical import is_digest, is_unknown, loads
-from apertus_nemo.record.initial import EXPORTED, HUGGING_FACE, IMPORTED, MEGATRON, RUN
+from apertus_nemo.record.initial import EXPORTED, HUGGING_FACE, IMPORTED, MEGATRON, MERGED, RUN
 from apertus_nemo.record.lock import RunLock
 from apertus_nemo.record.places import read
 
@@ -274,6 +274,8 @@ def _step_of_folder(folder: Path) -> _Step | _End:
     imported = isinstance(tree, dict) and tree.get("kind") == IMPORTED
     if (imported and source is None) or (isinstance(source, dict) and source.keys() == {"weights_digest"}):
         return _End(NOT_OURS, f"{folder}: the weights were imported from a folder that was not exported by us")
+    if isinstance(tree, dict) and tree.get("kind") == MERGED and source is None:
+        return _End(NOT_OURS, f"{folder}: the adapters that were merged were not exported by us")
     if not isinstance(source, dict):
         raise InputError(f"{note} does not say which run it was exported from")
     manifest = source.get("checkpoint_manifest_sha256")
@@ -291,8 +293,12 @@ def _origin(parent: Any, weights: Any, files: Any, *, what: str) -> Origin:
         raise InputError(f"{what}: names no step of that run")
     if weights is not None and not is_digest(weights) and not is_unknown(weights):
         raise InputError(f"{what}: the weights digest is no SHA-256")
+    adapters = parent.get("adapter_digest")
+    if adapters is not None and not is_digest(adapters):
+        raise InputError(f"{what}: the adapter digest is no SHA-256")
     reason = weights["unknown"] if isinstance(weights, dict) else "nobody has logged it"
-    return Origin(parent["lock_digest"], step, weights if is_digest(weights) else None, reason, files)
+    known = weights if is_digest(weights) else None
+    return Origin(parent["lock_digest"], step, known, reason, files, "adapter_digest" in parent, adapters)
 
 
 def _recorded(folder: Path, config: dict[str, Any]) -> list[Path]:

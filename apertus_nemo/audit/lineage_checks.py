@@ -38,11 +38,16 @@ class Origin:
     weights_digest: str | None
     not_known: str  # why the weights digest is None
     files: Any  # {file: SHA-256} of the checkpoint, SHA-256 of its manifest, or None
+    merged: bool = False  # of the run's adapters and other weights
+    adapter_digest: str | None = None  # of the adapters, where they were merged or exported
 
 
 def of_parent(run: Path, origin: Origin) -> list[Check]:
     """The lock digest of a run that has it; the weights after the step; the files of the checkpoint."""
-    weights = _weights(run, origin.step, origin, f"weights after step {origin.step}", f"what {run} logged")
+    kind = "adapters" if origin.merged else "weights"
+    weights = _weights(
+        run, origin.step, origin, f"{kind} after step {origin.step}", f"what {run} logged", origin.merged
+    )
     return [Check("lock digest", EQUAL), weights, _files(run, origin)]
 
 
@@ -54,8 +59,9 @@ def first_state(run: Path, origin: Origin, *, widened: bool) -> Check:
     return _weights(run, 0, origin, what, f"the first state of {run}")
 
 
-def _weights(run: Path, step: int, origin: Origin, what: str, whose: str) -> Check:
-    if origin.weights_digest is None:
+def _weights(run: Path, step: int, origin: Origin, what: str, whose: str, adapters: bool = False) -> Check:
+    pinned = origin.adapter_digest if adapters else origin.weights_digest
+    if pinned is None:
         return Check(what, NOT_CHECKED, f"their digest is unknown: {origin.not_known}")
     path = RunDirectory(run).state(step)
     if not os.path.isfile(path):
@@ -67,9 +73,9 @@ def _weights(run: Path, step: int, origin: Origin, what: str, whose: str) -> Che
         return Check(what, DIFFERENT, str(error))
     if state.step != step or logged not in (None, state.digest):
         return Check(what, DIFFERENT, f"{path} is not the state that the step log of {run} names")
-    found = state.digest_of_kind("weight")
-    if found != origin.weights_digest:
-        return Check(what, DIFFERENT, f"{whose} has the digest {found}, and {origin.weights_digest} was pinned")
+    found = state.adapter_digest if adapters else state.digest_of_kind("weight")
+    if found != pinned:
+        return Check(what, DIFFERENT, f"{whose} has the digest {found}, and {pinned} was pinned")
     if logged is None:
         return Check(what, NOT_CHECKED, f"{path} has their digest, and no step log says that it is as it was")
     return Check(what, EQUAL)

@@ -1,4 +1,4 @@
-"""`apertus-nemo convert export`, `convert import` and `convert digest`; see docs/convert.md."""
+"""`apertus-nemo convert export`, `convert import`, `convert merge` and `convert digest`; see docs/convert.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apertus_nemo.cli.arguments import explained
+from apertus_nemo.cli.convert_adapters import add_merge
 from apertus_nemo.errors import Differs, InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when done. Errors leave as `apertus_nemo.errors.ApertusError`, wrong usage as SystemExit(2)."""
     options = parser().parse_args(arguments)
-    return {"export": _export, "import": _import, "digest": _digest}[options.verb](options)
+    return {"export": _export, "import": _import, "merge": _merge, "digest": _digest}[options.verb](options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,18 +40,18 @@ def parser() -> argparse.ArgumentParser:
             },
             exit_codes={
                 0: "done",
-                1: "no step has these weights; digest: a tensor is missing, too much or of another shape",
+                1: "no step has these weights; merge: another base; digest: a tensor is missing, too much or misshapen",
                 2: "wrong input: no run, no such checkpoint, no folder of an Apertus model, values that are not finite",
                 3: "the disk is full or cannot be written",
             },
         ),
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,import,digest}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{export,import,merge,digest}")
     export = verbs.add_parser(
         "export",
         help="a checkpoint of a run as a folder for transformers",
         **explained(
-            "Write a checkpoint's weights, bit for bit, as a folder that ApertusForCausalLM loads.",
+            "Write a checkpoint's weights, bit for bit, as a folder that ApertusForCausalLM loads; adapters, for peft.",
             examples={
                 "apertus-nemo convert export runs/mine hf": "the newest checkpoint",
                 "apertus-nemo convert export runs/mine hf --step 500 --tokenizer corpus/tokenizer": "",
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     )
     back.add_argument("source", type=Path, metavar="HF_DIR", help="folder with config.json and safetensors")
     back.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
+    merge = add_merge(verbs)
     digest = verbs.add_parser(
         "digest",
         help="the digest of a folder's weights, and whether a run logged it",
@@ -113,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--allow-nonfinite", action="store_true", help="convert NaN and infinities too (default: refuse them)"
         )
-    for verb in (export, back, digest):
+    for verb in (export, back, merge, digest):
         verb.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -124,6 +126,8 @@ def _export(options: argparse.Namespace) -> int:
     from apertus_nemo.record.initial import import_note
 
     note = import_note(options.run)
+    if note is None and (adapters := _of_adapters(options)) is not None:
+        return adapters
     found = _of_run(options) if note is None else _of_import(options, note)
     _quiet_imports()
     from apertus_nemo.convert.export import export
@@ -160,11 +164,9 @@ class _Checkpoint:
     tokens: dict[str, int | None] | None = None  # ids of bos, eos and pad, where they are known
 
 
-def _of_run(options: argparse.Namespace) -> _Checkpoint:
-    from apertus_nemo.recipe.typed import from_tree
-    from apertus_nemo.record.checkpoints import MANIFEST, check_checkpoint, checkpoint_step
-    from apertus_nemo.record.files import file_sha256
-    from apertus_nemo.record.state import StateDigest
+def _checkpoint(options: argparse.Namespace) -> tuple[RunDirectory, RunLock, Path, int]:
+    """The run, its lock, and the checkpoint that is meant, which was hashed unless --trust."""
+    from apertus_nemo.record.checkpoints import check_checkpoint, checkpoint_step
 
     directory, lock = _record(options.run)
     steps = sorted(int(path.name[5:]) for path in directory.checkpoints.glob("step-*") if path.name[5:].isdigit())
@@ -178,6 +180,37 @@ def _of_run(options: argparse.Namespace) -> _Checkpoint:
         checkpoint_step(checkpoint)
     else:
         check_checkpoint(checkpoint, lock_digest=lock.digest)
+    return directory, lock, checkpoint, step
+
+
+def _of_adapters(options: argparse.Namespace) -> int | None:
+    """Export the adapters of a run that has them; None for any other."""
+    from apertus_nemo.recipe.typed import from_tree
+
+    run = from_tree(_record(options.run)[1].tree["config"])
+    if run.adapter.kind == "none":
+        return None
+    from apertus_nemo.cli.convert_adapters import export
+
+    directory, lock, checkpoint, _ = _checkpoint(options)
+    return export(options, checkpoint, run, directory, lock, quiet=_quiet_imports)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    if options.max_shard_bytes < 1:
+        raise InputError(f"--max-shard-bytes {options.max_shard_bytes}: a file holds at least one byte")
+    from apertus_nemo.cli.convert_adapters import merge
+
+    return merge(options, quiet=_quiet_imports, progress=_Bar("merging").show)
+
+
+def _of_run(options: argparse.Namespace) -> _Checkpoint:
+    from apertus_nemo.recipe.typed import from_tree
+    from apertus_nemo.record.checkpoints import MANIFEST
+    from apertus_nemo.record.files import file_sha256
+    from apertus_nemo.record.state import StateDigest
+
+    directory, lock, checkpoint, step = _checkpoint(options)
     state = directory.state(step)
     weights = None
     if state.is_file():

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -72,29 +73,73 @@ def export(
     model, a value that is not finite, a folder that is there), UnfitEnvironment (disk).
     """
     found = MegatronWeights(weights, model)
-    if os.path.lexists(folder):
-        raise InputError(f"{folder} is there already: name a folder that is not")
     if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
         raise InputError(f"{tokenizer} holds no tokenizer.json: give the folder of a tokenizer")
+    return write_folder(
+        found,
+        model,
+        folder,
+        note={"format": 1, "kind": "apertus-nemo export", "source": source, "shard_bytes": shard_bytes},
+        finish=partial(_configure, model=model, dtype=found.dtype, tokenizer=tokenizer, tokens=tokens),
+        shard_bytes=shard_bytes,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+
+
+class Published(Protocol):
+    """Published tensors, one after another."""
+
+    dtype: torch.dtype
+
+    def published(self, name: str) -> Iterator[torch.Tensor]:
+        """A tensor in blocks of whole rows, in order: [rows, columns], contiguous."""
+
+
+def write_folder(
+    found: Published,
+    model: ModelConfig,
+    folder: Path,
+    *,
+    note: dict[str, Any],
+    finish: Callable[[Path], None],
+    shard_bytes: int = SHARD_BYTES,
+    allow_nonfinite: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Exported:
+    """Write every tensor of a model into `folder`, whole or absent; `finish` adds what else belongs there.
+
+    `note` is kept in the folder, and an interrupted call goes on where it is the same. Raises InputError (a value that
+    is not finite, a folder that is there), UnfitEnvironment (disk).
+    """
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} is there already: name a folder that is not")
     entries = _entries(model, found.dtype)
     shards = _shards(entries, shard_bytes)
-    partial = folder.with_name(f".{folder.name}.partial")
-    note = dumps({"format": 1, "kind": "apertus-nemo export", "source": source, "shard_bytes": shard_bytes})
-    done = _begin(partial, note)
     total = sum(map(size_bytes, entries.values()))
+    place = folder.with_name(f".{folder.name}.partial")
+    done = _begin(place, dumps(note))
     try:
-        _write(found, model, partial, entries, shards, done, allow_nonfinite=allow_nonfinite, progress=progress)
-        _finish(partial, folder, model, found.dtype, entries, shards, tokenizer, tokens)
+        _write(found, model, place, entries, shards, done, allow_nonfinite=allow_nonfinite, progress=progress)
+        if len(shards) > 1:
+            places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+            _write_json(place / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        finish(place)
     except InputError:  # going on would meet it again
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         raise
+    with writing(folder):
+        (place / _JOURNAL).unlink(missing_ok=True)
+        sync_folder(place)
+        place.rename(folder)
+        sync_folder(folder.parent)
     return Exported(folder, len(entries), total, len(shards))
 
 
 def _write(
-    found: MegatronWeights,
+    found: Published,
     model: ModelConfig,
-    partial: Path,
+    place: Path,
     entries: dict[str, Entry],
     shards: dict[str, list[str]],
     done: dict[str, str],
@@ -107,8 +152,8 @@ def _write(
     for name, tensors in shards.items():
         held = {tensor: entries[tensor] for tensor in tensors}
         size = sum(map(size_bytes, held.values()))
-        if done.get(name) is None or file_sha256(partial / name) != done[name]:
-            with ShardWriter(partial / name, held) as shard, Behind(shard.write) as write:
+        if done.get(name) is None or file_sha256(place / name) != done[name]:
+            with ShardWriter(place / name, held) as shard, Behind(shard.write) as write:
                 for tensor in tensors:
                     for block in _blocks(found, model, tensor):
                         if not (allow_nonfinite or finite(block)):
@@ -119,7 +164,7 @@ def _write(
                         written += block.numel() * block.element_size()
                         progress(written, total)
             done[name] = shard.sha256
-            write_atomic(partial / _JOURNAL, dumps(done))
+            write_atomic(place / _JOURNAL, dumps(done))
         else:
             written += size
             progress(written, total)
@@ -143,7 +188,7 @@ def _entries(model: ModelConfig, dtype: torch.dtype) -> dict[str, Entry]:
     return entries
 
 
-def _blocks(found: MegatronWeights, model: ModelConfig, name: str) -> Any:
+def _blocks(found: Published, model: ModelConfig, name: str) -> Any:
     if name.endswith(_BUFFERS):
         value = model.xielu_beta if name.endswith("beta") else model.xielu_eps
         return [torch.tensor([[value]], dtype=found.dtype)]
@@ -165,59 +210,48 @@ def _shards(entries: dict[str, Entry], limit: int) -> dict[str, list[str]]:
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}
 
 
-def _begin(partial: Path, note: bytes) -> dict[str, str]:
+def _begin(place: Path, note: bytes) -> dict[str, str]:
     """Make the folder, or find what an interrupted export of the same source left there: file -> SHA-256."""
-    with writing(partial):
+    with writing(place):
         try:
-            same = (partial / _NOTE).read_bytes() == note
+            same = (place / _NOTE).read_bytes() == note
         except OSError:
             same = False
         if not same:
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            write_atomic(partial / _NOTE, note)
+            if place.exists():
+                shutil.rmtree(place)
+            place.mkdir(parents=True)
+            write_atomic(place / _NOTE, note)
         try:
-            tree = json.loads((partial / _JOURNAL).read_bytes())
+            tree = json.loads((place / _JOURNAL).read_bytes())
         except (OSError, ValueError):
             tree = {}
     whole = tree.items() if isinstance(tree, dict) else ()
-    return {str(name): str(digest) for name, digest in whole if (partial / str(name)).is_file()}
+    return {str(name): str(digest) for name, digest in whole if (place / str(name)).is_file()}
 
 
-def _finish(
-    partial: Path,
-    folder: Path,
+def _configure(
+    place: Path,
+    *,
     model: ModelConfig,
     dtype: torch.dtype,
-    entries: dict[str, Entry],
-    shards: dict[str, list[str]],
     tokenizer: Path | None,
     tokens: dict[str, int | None] | None,
 ) -> None:
-    """Index, configuration and tokenizer; then the folder gets its name."""
+    """Configuration and tokenizer."""
     tokens = tokens or {"bos": 1, "eos": 2, "pad": 3}
     if tokenizer is not None:
-        tokens = _copy_tokenizer(tokenizer, partial)
-    if len(shards) > 1:
-        places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
-        total = sum(map(size_bytes, entries.values()))
-        _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    _write_json(partial / "config.json", to_hf(model, dtype=str(dtype), tokens=tokens))
+        tokens = _copy_tokenizer(tokenizer, place)
+    _write_json(place / "config.json", to_hf(model, dtype=str(dtype), tokens=tokens))
     generation = {f"{name}_token_id": value for name, value in tokens.items() if value is not None}
-    _write_json(partial / "generation_config.json", {"_from_model_config": True, **generation})
-    with writing(folder):
-        (partial / _JOURNAL).unlink(missing_ok=True)
-        sync_folder(partial)
-        partial.rename(folder)
-        sync_folder(folder.parent)
+    _write_json(place / "generation_config.json", {"_from_model_config": True, **generation})
 
 
-def _copy_tokenizer(tokenizer: Path, partial: Path) -> dict[str, int | None]:
+def _copy_tokenizer(tokenizer: Path, place: Path) -> dict[str, int | None]:
     """The tokenizer's files, and the ids of its special tokens."""
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
-            write_atomic(partial / name, (tokenizer / name).read_bytes())
+            write_atomic(place / name, (tokenizer / name).read_bytes())
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))

@@ -23,8 +23,9 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from apertus_nemo.convert.unpickle import check_metadata
 from apertus_nemo.errors import ApertusError, InputError
+from apertus_nemo.model.adapter_layout import adapter_pieces, adapter_shapes
 from apertus_nemo.model.layout import SCALARS, Piece, Range, pieces, published_shapes
-from apertus_nemo.recipe.schema import ModelConfig
+from apertus_nemo.recipe.schema import AdapterConfig, ModelConfig
 
 _PREFIX = "module."  # of a model inside NeMo's; Megatron's own checkpoints have none
 _LAYERS = re.compile(r"decoder\.layers\.(?!\d)(?P<inner>.+)")  # all layers of one parameter, stacked
@@ -34,12 +35,15 @@ _OPTIMIZER = ("optimizer.", "chained_")
 class MegatronWeights:
     """The weights of a torch_dist checkpoint of an Apertus model; its optimizer states are left alone."""
 
-    def __init__(self, folder: Path, model: ModelConfig) -> None:
-        """Read the index. Raises InputError where it is none, or not of a model of these sizes, with every name."""
+    def __init__(self, folder: Path, model: ModelConfig, *, adapter: AdapterConfig | None = None) -> None:
+        """Read the index; with `adapter`, that of a checkpoint which holds adapters alone.
+
+        Raises InputError where it is none, or not of a model of these sizes, with every name.
+        """
         if not (folder / ".metadata").is_file():
             raise InputError(f"{folder} holds no .metadata: it is no torch_dist checkpoint")
         check_metadata(folder / ".metadata")
-        self._folder, self._model = folder, model
+        self._folder, self._model, self._adapter = folder, model, adapter
         index = FileSystemReader(folder).read_metadata()
         self._storage: dict[Any, Any] = index.storage_data
         self._tensors: dict[str, TensorStorageMetadata] = {
@@ -79,7 +83,7 @@ class MegatronWeights:
             )
             for parameter, layer in inner:
                 try:
-                    blocks = pieces(parameter, self._model, tp_rank=0, tp_size=1)
+                    blocks = self._pieces(parameter)
                 except ApertusError:
                     wrong.append(f"{key} is no tensor of an Apertus model")
                     break
@@ -92,7 +96,9 @@ class MegatronWeights:
                     break
                 for block in blocks:
                     places.setdefault(block.name, []).append((parameter, key, layer, block))
-        wrong += [f"{name} is missing" for name in published_shapes(self._model) if name not in places]
+        model, adapter = self._model, self._adapter
+        wanted = published_shapes(model) if adapter is None else adapter_shapes(model, adapter)
+        wrong += [f"{name} is missing" for name in wanted if name not in places]
         wrong += [
             f"{name} stands there twice" for name, found in places.items() if _covered(found) != _size(found[0][3])
         ]
@@ -101,6 +107,11 @@ class MegatronWeights:
         if wrong:
             raise InputError("\n".join(f"{self._folder}: {line}" for line in wrong))
         return places
+
+    def _pieces(self, parameter: str) -> tuple[Piece, ...]:
+        if self._adapter is None:
+            return pieces(parameter, self._model, tp_rank=0, tp_size=1)
+        return adapter_pieces(parameter, self._model, self._adapter.rank, tp_rank=0, tp_size=1)
 
     def published(self, name: str, rows: Range | None = None) -> Iterator[torch.Tensor]:
         """The published tensor, or these rows of it, in blocks of whole rows, in order: [rows, columns].

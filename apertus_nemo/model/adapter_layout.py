@@ -30,8 +30,14 @@ _PLACES = {  # target -> its place in a layer, and whether its weight is cut by 
 }
 _ADAPTER = re.compile(r"(decoder\.layers\.\d+\.(?:self_attention|mlp)\.(linear_\w+))\.adapter\.linear_(in|out)\.weight")
 _WRAPPED = ".to_wrap."  # NeMo's name for the layer that has an adapter
-QKV_A = "self_attn.qkv_proj.lora_A.weight"
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# target -> its published modules within a layer, in the order of their rows
+PUBLISHED = {
+    "linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "linear_proj": ("self_attn.o_proj",),
+    "linear_fc1": ("mlp.up_proj",),
+    "linear_fc2": ("mlp.down_proj",),
+}
+_SHARED = re.compile(r"self_attn\.[qkv]_proj\.")  # their A is one
 
 
 def base_name(parameter: str) -> str:
@@ -82,6 +88,11 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
                 blocks = adapter_pieces(parameter, model, adapter.rank, tp_rank=0, tp_size=1)
                 shapes |= {block.name: block.shape for block in blocks}
     return shapes
+
+
+def shared_a(module: str) -> str:
+    """The name of the A of a published module, `model.layers.0.self_attn.k_proj`: of query, key and value it is one."""
+    return _SHARED.sub("self_attn.qkv_proj.", f"{module}.") + "lora_A.weight"
 
 
 def adapter_parameter_count(model: ModelConfig, adapter: AdapterConfig) -> int:

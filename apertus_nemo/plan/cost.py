@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from apertus_nemo.errors import InputError
+from apertus_nemo.model.adapter_layout import adapter_parameter_count
 from apertus_nemo.model.layout import parameter_count
 from apertus_nemo.plan.flops import run_flops
 from apertus_nemo.plan.hardware import Accelerator
@@ -49,9 +50,14 @@ def throughput_at(run: RunConfig, gpu: Accelerator, mfu: float) -> float:
 
 
 def checkpoint_bytes(run: RunConfig) -> tuple[int, int]:
-    """(weights, optimizer states) in a checkpoint: every logical tensor once."""
-    parameters = parameter_count(run.model)
+    """(weights, optimizer states) in a checkpoint: every logical tensor once; of adapters alone if there are any."""
+    parameters = trained_parameter_count(run)
     return parameters * element_bytes(run), parameters * optimizer_bytes_per_parameter(run)
+
+
+def trained_parameter_count(run: RunConfig) -> int:
+    """Parameters that are trained, of all ranks together."""
+    return parameter_count(run.model) if run.adapter.kind == "none" else adapter_parameter_count(run.model, run.adapter)
 
 
 def checkpoint_interval_s(save_s: float, mean_time_between_failures_s: float) -> float:

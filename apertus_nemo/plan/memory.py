@@ -1,9 +1,9 @@
 """Memory of one rank while it trains, in bytes.
 
-Weights, gradients and optimizer states follow from the parameters. Activations are what autograd keeps for the
-backward pass of one layer, times the layers whose forward pass is done and whose backward pass is not. Counting follows
-arXiv 2205.05198 (Korthikanti et al.), section 4, for Apertus' layer: RMSNorm, QK-norm, no gate, xIELU that keeps its
-input, attention that keeps no scores (Transformer Engine).
+Weights follow from the parameters, gradients and optimizer states from those that are trained. Activations are what
+autograd keeps for the backward pass of one layer, times the layers whose forward pass is done and whose backward pass
+is not. Counting follows arXiv 2205.05198 (Korthikanti et al.), section 4, for Apertus' layer: RMSNorm, QK-norm, no
+gate, xIELU that keeps its input, attention that keeps no scores (Transformer Engine).
 
 Not counted: the CUDA context, NCCL's buffers, workspaces of cuBLAS, fragmentation.
 """
@@ -12,7 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apertus_nemo.plan.ranks import chunk_layers, place, rank_parameters
+from apertus_nemo.plan.ranks import (
+    chunk_layers,
+    place,
+    rank_adapter_parameters,
+    rank_parameters,
+    rank_trained_parameters,
+)
 from apertus_nemo.recipe.schema import RunConfig
 from apertus_nemo.recipe.stages import StagePlan
 
@@ -78,6 +84,21 @@ def plain_attention_bytes_per_token(run: RunConfig) -> int:
     return model.num_attention_heads * width * _FP32 // run.parallel.tensor_model_parallel_size
 
 
+def adapter_bytes_per_token(run: RunConfig) -> int:
+    """What the adapters of one layer keep of one token beyond that: A x, and inputs gathered for them.
+
+    With sequence parallelism, the adapters of layers whose output rows are cut keep their input whole, hidden_size
+    wide.
+    Inputs of frozen layers are counted as those of trained ones: the adapters keep them.
+    """
+    adapter, model = run.adapter, run.model
+    if adapter.kind == "none":
+        return 0
+    gathered = [target for target in ("linear_qkv", "linear_fc1") if target in adapter.targets]
+    whole = len(gathered) * model.hidden_size if run.parallel.sequence_parallel else 0
+    return (len(adapter.targets) * adapter.rank + whole) * element_bytes(run)
+
+
 def layer_input_bytes_per_token(run: RunConfig) -> int:
     """All that is kept of a layer that is computed again as a whole."""
     shared = run.parallel.tensor_model_parallel_size if run.parallel.sequence_parallel else 1
@@ -107,7 +128,7 @@ def rank_memory(run: RunConfig, rank: int, *, micro_batches: int, recompute: str
     at = place(run, rank)
     tokens = run.trainer.micro_batch_size * StagePlan.from_config(run).max_seq_length // p.context_parallel_size
     flying = chunks_in_flight(run, at.pp, micro_batches) * chunk_layers(run)
-    layer = layer_bytes_per_token(run) + plain_attention_bytes_per_token(run)
+    layer = layer_bytes_per_token(run) + plain_attention_bytes_per_token(run) + adapter_bytes_per_token(run)
     if recompute == "full":
         activations = (flying * layer_input_bytes_per_token(run) + layer) * tokens
     else:
@@ -116,11 +137,12 @@ def rank_memory(run: RunConfig, rank: int, *, micro_batches: int, recompute: str
     if parameters.output:
         # logits in the weights' type, in float32, and the softmax that the loss keeps in float32
         output = tokens * model.vocab_size // p.tensor_model_parallel_size * (width + 2 * _FP32)
+    trained = rank_trained_parameters(run, rank)
     shards = run.data_parallel_size * p.context_parallel_size if p.distributed_optimizer else 1
     return Memory(
-        weights=parameters.total * width,
-        gradients=parameters.total * _FP32,
-        optimizer=-(-parameters.total // shards) * optimizer_bytes_per_parameter(run),
+        weights=(parameters.total + rank_adapter_parameters(run)) * width,
+        gradients=trained * _FP32,
+        optimizer=-(-trained // shards) * optimizer_bytes_per_parameter(run),
         activations=activations,
         output=output,
     )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from apertus_nemo.model.layout import layer_parameter_count, parameter_count
-from apertus_nemo.plan.cost import checkpoint_bytes, checkpoint_interval_s, cost, throughput_at
+from apertus_nemo.plan.cost import checkpoint_bytes, checkpoint_interval_s, cost, throughput_at, trained_parameter_count
 from apertus_nemo.plan.flops import run_flops
 from apertus_nemo.plan.hardware import Accelerator, accelerator
 from apertus_nemo.plan.memory import Memory, rank_memory
-from apertus_nemo.plan.ranks import rank_parameters
+from apertus_nemo.plan.ranks import rank_parameters, rank_trained_parameters
 from apertus_nemo.recipe.batches import BatchPlan
 from apertus_nemo.recipe.check import NOT_BITWISE
 from apertus_nemo.recipe.schema import RunConfig
@@ -56,6 +56,7 @@ def plan(run: RunConfig, assumptions: Assumptions) -> dict[str, Any]:
         "learning_rate": _learning_rate(run, batches),
         "parameters": {
             "total": parameter_count(run.model),
+            "trained": trained_parameter_count(run),
             "layer": layer_parameter_count(run.model),
             "by_stage": [row["parameters"] for row in memory],
         },
@@ -148,6 +149,7 @@ def _memory(run: RunConfig, batches: BatchPlan) -> list[dict[str, Any]]:
                 "stage": stage,
                 "first_rank": rank,
                 "parameters": rank_parameters(run, rank).total,
+                "trained_parameters": rank_trained_parameters(run, rank),
                 **{f"{name}_bytes": value for name, value in vars(held).items()},
                 "total_bytes": held.total,
             }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apertus_nemo.errors import InputError
+from apertus_nemo.model.adapter_layout import adapter_parameter_count
 from apertus_nemo.model.layout import layer_parameter_count
 from apertus_nemo.recipe.schema import RunConfig
 
@@ -50,7 +51,7 @@ def layer_parameters(run: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class RankParameters:
-    """Trained parameters that one rank holds."""
+    """Parameters of the model that one rank holds, without adapters."""
 
     layers: int
     embedding: int
@@ -73,3 +74,18 @@ def rank_parameters(run: RunConfig, rank: int) -> RankParameters:
         embedding=vocabulary if stage == 0 else 0,
         output=vocabulary + model.hidden_size if last else 0,
     )
+
+
+def rank_adapter_parameters(run: RunConfig) -> int:
+    """Parameters of adapters on a rank: every matrix is cut over tensor-parallel ranks; 0 where there are none."""
+    p = run.parallel
+    return (
+        adapter_parameter_count(run.model, run.adapter)
+        // p.tensor_model_parallel_size
+        // p.pipeline_model_parallel_size
+    )
+
+
+def rank_trained_parameters(run: RunConfig, rank: int) -> int:
+    """What a rank has gradients and optimizer states of: adapters where there are some, else all that it holds."""
+    return rank_parameters(run, rank).total if run.adapter.kind == "none" else rank_adapter_parameters(run)

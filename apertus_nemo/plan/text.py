@@ -42,6 +42,8 @@ def _lines(tree: dict[str, Any]) -> Iterator[str]:
         f", down to {rate['final']:g} from step {rate['decay_from_step']:,}" if rate["decay_from_step"] else ""
     )
     yield f"parameters     {tree['parameters']['total']:,}, a layer {tree['parameters']['layer']:,}"
+    if tree["parameters"]["trained"] != tree["parameters"]["total"]:
+        yield f"trained        {tree['parameters']['trained']:,}, of adapters; the others are frozen"
     flops = tree["flops"]
     yield f"FLOPs          {flops['per_token']:.4e} a token, {flops['total']:.3e} in all"
     yield from _checkpoint(tree["checkpoint"])

@@ -28,6 +28,7 @@ from apertus_nemo.record.state import StateDigest
 
 RUN, HUGGING_FACE, MEGATRON = "run", "hugging_face", "megatron"
 EXPORTED = "apertus-nemo.json"  # in a folder that `convert` made: where it is from
+MERGED = "apertus-nemo merge"  # kind of that note, where adapters were put into the weights
 IMPORTED = "apertus-nemo import"  # the kind that this file names in a folder of Megatron's files
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -177,7 +178,8 @@ def _of_import(run: RunConfig, path: Path) -> Initial:
 def _parent(source: Any) -> dict[str, Any]:
     """The run that a folder says it is of; unknown where it is of none of ours."""
     if isinstance(source, dict) and {"lock_digest", "step"} <= source.keys():
-        return {"lock_digest": source["lock_digest"], "step": source["step"]}
+        merged = {"adapter_digest": source["adapter_digest"]} if "adapter_digest" in source else {}
+        return {"lock_digest": source["lock_digest"], "step": source["step"], **merged}
     return unknown(f"{EXPORTED} in the folder names no run of ours")
 
 

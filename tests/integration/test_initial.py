@@ -26,11 +26,11 @@ def weights_of(run: Run, step: int) -> str:
     return StateDigest.from_bytes(path.read_bytes(), what="state").digest_of_kind("weight")
 
 
-def export(parent: Parent, run: Run, folder: Path) -> Path:
-    """The last checkpoint of a run as a folder in several files; once a session."""
+def export(parent: Parent, run: Run, folder: Path, *, shard_bytes: int = 1_000_000) -> Path:
+    """The last checkpoint of a run as a folder, in several files unless told otherwise; once a session."""
     if not folder.exists():
         arguments = {"checkpoint": str(run.directory.checkpoint(STEPS)), "folder": str(folder), "overrides": []}
-        parent.run("tests.cases.convert:exported", arguments={**arguments, "shard_bytes": 1_000_000})
+        parent.run("tests.cases.convert:exported", arguments={**arguments, "shard_bytes": shard_bytes})
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 from apertus_nemo.data.corpus import embedded_chat
 from apertus_nemo.record.state import StateDigest, is_adapter
 from apertus_nemo.testing.ranks import Parent, RankFailed
-from tests.integration.runs import SAVED_STEP, STEPS, Run, Runs
+from tests.integration.command import apertus, ranks_of, shell, started, wait_for
+from tests.integration.runs import SAVED_STEP, SQUEEZED, STEPS, Run, Runs
+from tests.integration.test_initial import export, weights_of
 from tests.integration.test_layouts import COINS, FIRST_STEP, LATER_FACTOR, deviations
 
 LORA = (
@@ -154,3 +158,95 @@ def test_frozen_weights_that_changed_are_told(tuned: Callable[..., Run]) -> None
             checkpoint=one.directory.checkpoint(SAVED_STEP),
             first_state=str(one.directory.state(0)),
         )
+
+
+@pytest.mark.full
+def test_peft_computes_the_same(
+    runs: Callable[..., Run], parent: Parent, lora_parent: Parent, tuned: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Beside a folder's weights, under TP=2: exported adapters in peft, and merged ones, give our logits to 1e-5."""
+    base = export(parent, runs("one"), tmp_path / "hf", shard_bytes=10**9)
+    overrides = ["initial.kind=hugging_face", f"initial.path={base}"]
+    run = tuned("tp2", *overrides, initial=str(base), initial_weights=weights_of(runs("one"), STEPS))
+    first = state_of(run, 0)
+    note = {"base": {"files": None, "weights_digests": [first.digest_of_kind("weight")]}, "source": None}
+    arguments = {"checkpoint": str(run.directory.checkpoint(STEPS)), "base": str(base), "folder": str(tmp_path)}
+    arguments |= {"overrides": [*SQUEEZED, *LORA, *overrides], "note": note}
+    (answer,) = lora_parent.run("tests.cases.lora:converted", arguments=arguments)
+    assert (answer["matrices"], answer["in_peft"]) == (4 * 12, 4 * 12)
+    assert answer["adapted"] < 1e-5
+    assert answer["merged"] < 1e-5
+    assert answer["moved"] > 0.01, "the adapters do something"
+    assert answer["base"] == "its weights digest"
+    assert answer["same"]
+    assert answer["digests"][0] == answer["digests"][1]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("corpus")
+def test_from_a_base_to_a_merged_folder(cache: Path, tmp_path: Path) -> None:
+    """As typed: killed and resumed, relaunched: identical; exported, merged; where it is from; what is refused."""
+    environment = shell(cache, tmp_path / "home")
+
+    def command(*words: str) -> tuple[int, str, str]:
+        done = apertus(words, folder=tmp_path, environment=environment, timeout_s=200.0)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    def typed(*words: str) -> str:
+        code, out, err = command(*words)
+        assert code == 0, out + err
+        return out
+
+    typed("train", "-q", "--run-dir", "base", *SQUEEZED, "trainer.max_steps=2")
+    typed("convert", "export", "base", "hf")
+    lora = ["recipe=tiny_lora", "initial.kind=hugging_face", "initial.path=hf", "trainer.max_steps=6"]
+    words = ["train", "-q", "--run-dir", "lora", *lora, "trainer.checkpoint_every_steps=2"]
+    with started(words, folder=tmp_path, environment=environment) as process:
+        wait_for((tmp_path / "lora/checkpoints/step-000000002").is_dir, timeout_s=200, what="a checkpoint")
+        for rank in ranks_of(process.pid):
+            os.kill(rank, signal.SIGKILL)
+        process.wait(60)
+    typed("train", "-q", "--resume", "lora")
+    assert "identical, 6 of 6 steps" in typed("relaunch", "lora", "-q", "--trust")
+    assert "adapter digest" in typed("convert", "export", "lora", "adapter")
+    assert "base the right one, by its files" in typed("convert", "merge", "hf", "adapter", "merged")
+    assert "logged by lora at step 0" in typed("convert", "digest", "hf", "--run", "lora", "--step", "0")
+
+    out = typed("lineage", "merged")
+    assert out.startswith("back to its beginning, 2 links"), out
+    assert "equal: lock digest; adapters after step 6; files of the checkpoint, by its manifest" in out
+    assert "draws its weights from the seed" in out
+    assert typed("lineage", "adapter").startswith("back to its beginning, 2 links")
+
+    code, _, err = command("train", "-q", "recipe=tiny_lora", "initial.kind=run", "initial.path=lora")
+    assert code == 2
+    assert "the checkpoints of this run hold adapters, and no weights: export them, merge them with their base" in err
+    code, _, err = command("train", "-q", "recipe=tiny_lora", "initial.kind=hugging_face", "initial.path=adapter")
+    assert code == 2
+    assert "this folder holds adapters, and no weights: merge them with their base" in err
+    child = ["recipe=tiny_lora", "initial.kind=hugging_face", "initial.path=merged", "trainer.max_steps=1"]
+    typed("train", "-q", "--run-dir", "child", *child)
+    assert typed("lineage", "child").startswith("back to its beginning, 2 links")
+
+    code, _, err = command("convert", "merge", "merged", "adapter", "other")
+    assert code == 1
+    assert "merged holds other weights than those beside which adapter was trained: their digest is" in err
+    (tmp_path / "hf").rename(tmp_path / "away")
+    (tmp_path / "merged").rename(tmp_path / "hf")
+    code, _, err = command("train", "-q", "--run-dir", "lora", *lora, "trainer.checkpoint_every_steps=2")
+    assert code == 2
+    assert "holds a run that cannot go on like this: initial_state.files" in err
+
+
+@pytest.mark.full
+def test_in_bf16(tuned: Callable[..., Run]) -> None:
+    """Adapters have float32 master weights, frozen weights none; stopped and resumed, the same bits."""
+    run = tuned("tp2", "trainer.precision=bf16")
+    kinds = {(is_adapter(tensor.name), tensor.kind, tensor.dtype) for tensor in state_of(run, 0).tensors}
+    states = {(True, kind, "float32") for kind in ("master", "exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
+    assert kinds == {(False, "weight", "bfloat16"), (True, "weight", "bfloat16"), *states}
+    assert run.steps[STEPS].loss < run.steps[1].loss - 0.05
+    resumed = tuned("tp2", "trainer.precision=bf16", checkpoint=run.directory.checkpoint(SAVED_STEP))
+    assert resumed.directory.state(STEPS).read_bytes() == run.directory.state(STEPS).read_bytes()

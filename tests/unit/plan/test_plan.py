@@ -79,8 +79,8 @@ def test_the_packaged_recipes(recipe: str, parameters: int, steps: int, doubled:
         assert replicas == (64, 128)
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if not recipe.endswith("_lora")])
-def test_every_recipe_of_all_weights_fits_its_gpus(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_fits_its_gpus(recipe: str) -> None:
     """A GH200 has 95.6 GiB; those for a CPU are held against none."""
     run = compose(recipe, GIVEN.get(recipe, [])).config
     tree = plan(run, Assumptions())
@@ -219,3 +219,61 @@ def test_a_cpu_run_is_held_against_no_gpu() -> None:
     tree = plan(compose().config, Assumptions(tokens_per_s_per_gpu=1.0))
     assert (tree["accelerator"], tree["cost"], tree["refused"]) == (None, None, [])
     assert tree["steps"] == 60
+
+
+WHERE = ["data.path=/data", "initial.path=/weights"]
+
+
+def test_adapters_of_70b_by_hand() -> None:
+    """TP 4 on four GH200: frozen weights in bf16; gradients and states of a quarter of 87,818,240 numbers alone."""
+    tree = plan(compose("apertus_70b_lora", WHERE).config, Assumptions())
+    layer = 8 * (8192 + 10240 + 8192 + 8192 + 2 * (8192 + 43008))
+    assert tree["parameters"]["trained"] == 80 * layer == 87_818_240
+    assert tree["parameters"]["total"] == 70_599_864_480
+    (row,) = tree["memory"]
+    mine = 87_818_240 // 4
+    assert row["trained_parameters"] == mine
+    assert row["weights_bytes"] == 2 * (17_650_970_784 + mine)
+    assert (row["gradients_bytes"], row["optimizer_bytes"]) == (4 * mine, 16 * mine)
+    # micro-batches of 4 x 4096 tokens: of 80 layers their input (hidden / 4), of one what it keeps, and its adapters:
+    # four of A x, and the inputs of two, gathered
+    tokens, tiny = 4 * 4096, (4 * 8 + 2 * 8192) * 2
+    without = rank_memory(
+        compose("apertus_70b_lora", [*WHERE, "adapter.kind=none"]).config, 0, micro_batches=4, recompute="full"
+    )
+    assert row["activations_bytes"] == without.activations + tiny * tokens
+    assert row["output_bytes"] == tokens * 131072 // 4 * 10
+    assert tree["checkpoint"] == {
+        "weights_bytes": 2 * 87_818_240,
+        "optimizer_bytes": 16 * 87_818_240,
+        "total_bytes": 18 * 87_818_240,
+    }
+    assert tree["refused"] == []
+    assert "trained        87,818,240, of adapters; the others are frozen" in text(tree)
+
+
+def test_flops_of_adapters() -> None:
+    """Frozen: twice the forward pass, three times what has no weights (the attention); adapters: six a parameter."""
+    run = compose("apertus_8b_lora", WHERE).config
+    matrices = 8_053_338_176 - 32 * (2 * 4096 + 2 * 128 + 2) - 4096 - 131072 * 4096  # no norms, scalars, embedding
+    attention = 32 * 4 * 4096 * 4096
+    assert training_flops_per_token(run.model, 4096) == 3 * (2 * matrices + attention)
+    with_adapters = training_flops_per_token(run.model, 4096, run.adapter)
+    assert with_adapters == 4 * matrices + 3 * attention + 6 * 17_825_792
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rank", "parameters", "shards"),
+    [("apertus_8b_sft", 0, 4_026_806_336, 128), ("apertus_70b_sft", 0, 2_407_696_916, 16)],
+)
+def test_fine_tuning_on_gh200(recipe: str, rank: int, parameters: int, shards: int) -> None:
+    """All weights: bf16, float32 gradients, and 16 bytes of states and float32 weights over the replicas."""
+    tree = plan(compose(recipe, WHERE).config, Assumptions(accelerator="gh200"))
+    row = tree["memory"][rank]
+    assert row["parameters"] == row["trained_parameters"] == parameters
+    assert row["weights_bytes"] == 2 * parameters
+    assert row["gradients_bytes"] == 4 * parameters
+    assert row["optimizer_bytes"] == 16 * -(-parameters // shards)
+    assert tree["refused"] == []
+    assert tree["parameters"]["trained"] == tree["parameters"]["total"]
+    assert max(each["total_bytes"] for each in tree["memory"]) < 0.9 * tree["accelerator"]["memory_bytes"]
