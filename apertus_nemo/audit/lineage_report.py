@@ -41,7 +41,8 @@ def _member(member: Member) -> str:
 def _link(link: Link) -> list[str]:
     how = "read from its checkpoint" if link.through == RUN else "from a folder that was exported from it"
     found = "not found" if link.found is None else f"found: {link.found}"
-    lines = [f"weights after step {link.origin.step} of the run {link.origin.lock_digest}, {how}; {found}"]
+    what = "adapters" if link.origin.merged else "weights"
+    lines = [f"{what} after step {link.origin.step} of the run {link.origin.lock_digest}, {how}; {found}"]
     equal = [check.what for check in link.checks if check.result == EQUAL]
     if equal:
         lines.append(f"equal: {'; '.join(equal)}")

@@ -19,13 +19,13 @@ from apertus_nemo.audit.lineage_checks import logged_state
 from apertus_nemo.cli.main import main
 from apertus_nemo.errors import InputError
 from apertus_nemo.recipe.hf_config import to_hf
-from apertus_nemo.recipe.schema import InitialConfig
+from apertus_nemo.recipe.schema import AdapterConfig, InitialConfig
 from apertus_nemo.record.canonical import dumps, sha256_hex, unknown
 from apertus_nemo.record.files import tree_manifest
 from apertus_nemo.record.initial import EXPORTED, find_initial
 from apertus_nemo.record.lock import RunLock, build_lock
 from apertus_nemo.record.run_dir import RunDirectory
-from apertus_nemo.record.state import StateDigest
+from apertus_nemo.record.state import StateDigest, TensorDigest
 from apertus_nemo.record.step_log import StepLogHeader, StepLogWriter, StepRecord
 from tests.unit.audit.sealed import checkpoint, small_state
 from tests.unit.record.example import DATA, SURROUNDINGS, config, step
@@ -140,6 +140,72 @@ def test_a_run_that_draws_its_weights_is_its_own_beginning(tmp_path: Path) -> No
     chain = lineage(base(tmp_path / "a"))
     assert (chain.end, chain.exit_code, chain.links) == ("beginning", 0, [])
     assert chain.reason == f"{tmp_path}/a draws its weights from the seed 28"
+
+
+def of_adapters(path: Path, parent: Path) -> Path:
+    """A run that trains adapters beside the weights of another: the first state holds both, later ones adapters."""
+    run = dataclasses.replace(config(), name="lora", initial=InitialConfig("run", str(parent), LAST))
+    run = dataclasses.replace(run, adapter=AdapterConfig(kind="lora"))
+    found = find_initial(run)
+    assert found is not None
+    lock = build_lock(run, overrides=[], environment={}, data=DATA, surroundings=SURROUNDINGS, initial=found.tree)
+    began = StateDigest.from_bytes(RunDirectory(parent).state(LAST).read_bytes(), what="")
+    matrix = TensorDigest("model.layers.0.mlp.up_proj.lora_A.weight", "weight", "float32", (8, 4), (1, 2, 3, 4))
+    made = written(path, lock, salt=5, first=StateDigest.of(0, [*began.tensors, matrix]), log=False)
+    states = {0: StateDigest.of(0, [*began.tensors, matrix])}
+    for number in (10, LAST):
+        states[number] = StateDigest.of(number, [dataclasses.replace(matrix, lanes=(number, 2, 3, 4))])
+        RunDirectory(made).state(number).write_bytes(states[number].to_bytes())
+    header = StepLogHeader(lock.digest, "1" * 32, unknown("an example"))
+    with StepLogWriter.open(RunDirectory(made).steps, header, segment_lines=8) as lines:
+        for number in range(LAST + 1):
+            record = StepRecord(step=0) if number == 0 else step(number)
+            digest = states[number].digest if number in states else None
+            lines.append(dataclasses.replace(record, state_digest=digest))
+    return made
+
+
+def merged(path: Path, run: Path, *, digest: str | None = None) -> Path:
+    """What `convert merge` leaves of a run's adapters, but for the tensors."""
+    folder = exported(path, run)
+    note = json.loads((folder / EXPORTED).read_bytes())
+    state = StateDigest.from_bytes(RunDirectory(run).state(LAST).read_bytes(), what="")
+    source = {**note["source"], "adapter_digest": digest or state.adapter_digest, "weights_digest": "7" * 64}
+    (folder / EXPORTED).write_bytes(dumps({"format": 1, "kind": "apertus-nemo merge", "source": source}))
+    return folder
+
+
+def test_through_adapters_that_were_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = base(tmp_path / "a")
+    b = of_adapters(tmp_path / "b", a)
+    folder = merged(tmp_path / "merged", b)
+    chain = lineage(folder)
+    assert (chain.end, chain.exit_code, paths(chain)) == ("beginning", 0, [folder, b, a])
+    assert results(chain)["adapters after step 20"] == "equal"
+    assert results(chain, 1)["weights that it began with"] == "equal"
+    assert main(["lineage", str(folder)]) == 0
+    assert "adapters after step 20 of the run" in capsys.readouterr().out
+    c = from_folder(tmp_path / "c", folder, None)
+    pinned = json.loads((c / "lock.json").read_bytes())["initial_state"]
+    assert (pinned["weights_digest"], len(pinned["parent"]["adapter_digest"])) == ("7" * 64, 64)
+    assert results(lineage(c))["adapters after step 20"] == "equal"
+    other = lineage(merged(tmp_path / "other", b, digest="8" * 64))
+    assert (other.end, other.exit_code) == ("contradicted", 1)
+    assert other.reason.startswith("adapters after step 20: what ")
+
+
+def test_a_run_of_adapters_is_no_start(tmp_path: Path) -> None:
+    b = of_adapters(tmp_path / "b", base(tmp_path / "a"))
+    with pytest.raises(InputError) as error:
+        lock_of("child", InitialConfig("run", str(b), LAST))
+    assert str(error.value) == (
+        f"initial.path={b}: the checkpoints of this run hold adapters, and no weights: export them, merge them with "
+        "their base (apertus-nemo convert merge), and start from that folder with initial.kind=hugging_face"
+    )
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="this folder holds adapters, and no weights: merge them with their base"):
+        lock_of("child", InitialConfig("hugging_face", str(tmp_path / "adapter")))
 
 
 def test_one_link(tmp_path: Path) -> None:
