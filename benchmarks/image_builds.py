@@ -62,7 +62,8 @@ def build(
     if done.returncode:
         raise SystemExit(f"build {number} failed: {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout)
-    print(f"build {number}: {digest(found)} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    changed = " of a change" if "--allow-dirty" in options else ""
+    print(f"build {number}{changed}: {digest(found)} in {seconds:.0f} s", file=sys.stderr, flush=True)
     return found, seconds
 
 
