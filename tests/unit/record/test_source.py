@@ -56,6 +56,16 @@ def test_without_a_checkout(package: Path) -> None:
     assert found.patch is None
 
 
+def test_a_wheel_that_carries_its_commit(package: Path, checkout: Path) -> None:
+    """As `image build` makes it: the source, and its archive, are those of the checkout."""
+    of_checkout = find_source(package)
+    origin = read_archive(of_checkout.archive, what="archive")["source.json"]
+    (checkout / ".git").rename(checkout.parent / "git")
+    (package / "resources").mkdir()
+    (package / "resources" / "source.json").write_bytes(origin)
+    assert find_source(package, allow_dirty=False) == of_checkout
+
+
 def test_a_clean_checkout(package: Path, checkout: Path) -> None:
     found = find_source(package, allow_dirty=False).tree
     assert found["commit"] == git(checkout, "rev-parse", "HEAD").strip()
