@@ -24,7 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     from apertus_nemo.recipe.check import check
     from apertus_nemo.recipe.compose import compose
 
-    run = compose(overrides=options.overrides, recipe_dirs=options.recipes).config
+    composed = compose(overrides=options.overrides, recipe_dirs=options.recipes, stand_ins=True)
+    run = composed.config
     check(run)
     ranks = [place(run, rank).rank for rank in options.build]
     assumptions = Assumptions(
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         checkpoint_s=options.checkpoint_s,
         mean_time_between_failures_s=None if options.mtbf_h is None else options.mtbf_h * 3600,
     )
-    tree = plan(run, assumptions)
+    tree = {**plan(run, assumptions), "open": list(composed.open)}
     if ranks:
         tree["built"] = _build(run, ranks)
     print(json.dumps(tree, indent=2, sort_keys=True) if options.json else text(tree), flush=True)

@@ -67,6 +67,8 @@ def _lines(tree: dict[str, Any]) -> Iterator[str]:
     )
     if gpu is not None:
         yield f"of {gpu['memory_bytes'] / 2**30:.1f} GiB; not counted: CUDA context, NCCL, workspaces, fragmentation"
+    if tree.get("open"):
+        yield f"a run must be told {', '.join(tree['open'])}; this plan is the same for every choice"
     yield from _built(tree.get("built", []))
 
 

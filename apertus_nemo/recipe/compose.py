@@ -25,6 +25,7 @@ from omegaconf import OmegaConf, open_dict
 from apertus_nemo.errors import ApertusError, InputError
 from apertus_nemo.recipe import overrides as grammar
 from apertus_nemo.recipe import typed
+from apertus_nemo.recipe.open_values import stand_in
 from apertus_nemo.recipe.overrides import flatten, one_line
 from apertus_nemo.recipe.provenance import trace
 from apertus_nemo.recipe.resolvers import HARMLESS, only_harmless_resolvers
@@ -47,12 +48,20 @@ class ResolvedRecipe:
     overrides: tuple[str, ...]  # as typed
     provenance: dict[str, str]  # dotted key -> where its value came from; for reading, not for identity
     choices: dict[str, str]  # config group -> chosen file
+    open: tuple[str, ...] = ()  # keys without a value, for which a stand-in stands
 
 
 def compose(
-    recipe: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), *, recipe_dirs: Sequence[Path] = ()
+    recipe: str = DEFAULT_RECIPE,
+    overrides: Sequence[str] = (),
+    *,
+    recipe_dirs: Sequence[Path] = (),
+    stand_ins: bool = False,
 ) -> ResolvedRecipe:
-    """Compose `recipe` with `overrides` (an override `recipe=R` wins over the argument). Raises InputError."""
+    """Compose `recipe` with `overrides` (an override `recipe=R` wins over the argument). Raises InputError.
+
+    stand_ins: for a plan, which needs neither data nor weights nor seeds; see `open_values`.
+    """
     with only_harmless_resolvers():
         loader = make_loader(recipe_dirs)
         parsed = grammar.parse(overrides)
@@ -76,6 +85,7 @@ def compose(
             circle = "the ${...} of the recipe" if composed else "the defaults lists of the recipes"
             raise InputError(_why_not_composed(error, loader, circle)) from None
     _restore_deleted(tree, typed.defaults())
+    opened = stand_in(tree) if stand_ins else ()
     config = typed.from_tree(tree, where=provenance)
     return ResolvedRecipe(
         recipe=str(choices["recipe"]),
@@ -84,6 +94,7 @@ def compose(
         overrides=tuple(overrides),
         provenance={key: provenance.get(key, SCHEMA) for key in typed.leaf_keys()},
         choices=dict(sorted(choices.items())),
+        open=opened,
     )
 
 

@@ -16,7 +16,7 @@ from apertus_nemo.plan.plan import Assumptions, plan, step_at
 from apertus_nemo.plan.ranks import place, rank_parameters
 from apertus_nemo.plan.text import text
 from apertus_nemo.recipe.batches import BatchPlan
-from apertus_nemo.recipe.compose import compose
+from apertus_nemo.recipe.compose import available, compose
 from apertus_nemo.recipe.schema import RunConfig
 from tests.unit.plan.recipes import write
 from tests.unit.recipe.given import GIVEN
@@ -277,3 +277,21 @@ def test_fine_tuning_on_gh200(recipe: str, rank: int, parameters: int, shards: i
     assert tree["refused"] == []
     assert tree["parameters"]["trained"] == tree["parameters"]["total"]
     assert max(each["total_bytes"] for each in tree["memory"]) < 0.9 * tree["accelerator"]["memory_bytes"]
+
+
+@pytest.mark.parametrize("recipe", available("recipe"))
+def test_every_recipe_is_planned_as_it_stands(recipe: str) -> None:
+    composed = compose(recipe, stand_ins=True)
+    tree = {**plan(composed.config, Assumptions()), "open": list(composed.open)}
+    assert tree["refused"] == []
+    assert ("a run must be told" in text(tree)) == bool(composed.open)
+    assert set(composed.open) <= {"data.path", "initial.path", *(f"data.stages.{i}.seed" for i in range(9))}
+
+
+def test_what_a_plan_does_without_a_run_does_not() -> None:
+    with pytest.raises(InputError, match=r"data\.stages\.1\.seed has no value"):
+        compose("apertus_70b_pretrain")
+    assert compose("apertus_70b_pretrain", ["data.stages.1.seed=7"], stand_ins=True).open == (
+        "data.path",
+        *(f"data.stages.{i}.seed" for i in (2, 3, 4)),
+    )

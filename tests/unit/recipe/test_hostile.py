@@ -183,7 +183,7 @@ def test_folders_of_recipes() -> None:
     with pytest.raises(InputError) as error:
         compose(recipe_dirs=[Path("empty")])
     assert str(error.value) == (
-        "--recipes empty would give nothing: it holds none of the folders cluster, data, image, model, optim, parallel, recipe, reproducibility, schedule, trainer"
+        "--recipes empty would give nothing: it holds none of the folders adapter, cluster, data, image, model, optim, parallel, recipe, reproducibility, schedule, trainer"
     )
 
 
