@@ -91,5 +91,5 @@ def test_restarts_as_the_published_runs_had_them(runs: Callable[..., Run]) -> No
     assert not any(is_own(name) for name, _ in lanes(whole, STEPS))
     rest = runs("tp2", *restart, checkpoint=whole.directory.checkpoint(SAVED_STEP))
     assert rest.steps[SAVED_STEP + 1].batch_digest == whole.steps[SAVED_STEP + 1].batch_digest
-    assert rest.steps[STEPS].loss != whole.steps[STEPS].loss
+    assert rest.steps[STEPS].state_digest != whole.steps[STEPS].state_digest  # the losses may round to one float
     assert abs(rest.steps[STEPS].loss - whole.steps[STEPS].loss) < 0.01  # type: ignore[operator]
