@@ -32,7 +32,8 @@ def bill_of_materials(lock: ImageLock, platform: str, wheel: OwnWheel, definitio
         from cyclonedx.schema import OutputFormat, SchemaVersion
     except ImportError as error:
         raise UnfitEnvironment(
-            f"the bill of materials of an image wants a package that is missing ({error}): install apertus-nemo[images]"
+            f"the bill of materials of an image wants a package that is missing ({error}): "
+            "in a checkout type scripts/quickstart --setup-only --tools, else install apertus-nemo[images]"
         ) from error
 
     image = Component(
