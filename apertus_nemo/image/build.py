@@ -38,7 +38,7 @@ from apertus_nemo.image.workplace import check_free, workplace
 from apertus_nemo.record.canonical import dumps, sha256_hex
 from apertus_nemo.record.files import read_bytes, writing
 
-FORM = 1  # raised when the same inputs are built into other bytes
+FORM = 2  # raised when the same inputs are built into other bytes
 ABOVE_BASE = ("torch", "python")  # the layers between base and package
 _UNPACKED = 6  # bytes that a byte of inputs becomes while a stack is built: unpacked, and compressed again
 _SPARE_BYTES = 512 * 2**20

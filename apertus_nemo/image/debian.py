@@ -259,6 +259,8 @@ def make_base(
             f"--include={','.join(names)}",
             '--aptopt=Acquire::Languages "none"',
             *options,
+            # It would make var/lib/apt/lists/partial once more, of whoever it could download as: root or _apt.
+            "--skip=cleanup/apt",
             # The one kind of hook that runs last in each variant.
             f"--{'customize' if configure else 'extract'}-hook=rm -rf {removed}",
             "bookworm",
