@@ -78,8 +78,7 @@ def parser() -> argparse.ArgumentParser:
         **explained(
             "Write the weights of a folder that transformers loads, bit for bit, as a checkpoint for Megatron.",
             examples={
-                "apertus-nemo convert import hf megatron": "",
-                "apertus-nemo train recipe=mine initial.kind=megatron initial.path=megatron": "to start from it",
+                "apertus-nemo convert import hf megatron": "train initial.kind=megatron initial.path=megatron takes it",
             },
             exit_codes={
                 0: "imported",
