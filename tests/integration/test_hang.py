@@ -88,7 +88,8 @@ def test_a_stopped_rank(tmp_path: Path, environment: dict[str, str], overrides: 
     assert process.returncode == 3
     line = err.splitlines()[-1]
     told = re.fullmatch(
-        rf"apertus-nemo: rank 1 hangs in step ([0-9]+): no rank went on for [0-9]+ s{gave_up}; its process is stopped, "
+        r"apertus-nemo: rank 1 hangs (?:in|while saving) step ([0-9]+): "
+        rf"no rank went on for [0-9]+ s{gave_up}; its process is stopped, "
         r"so its stack cannot be had; the stacks of all ranks are in run/attempts/000/rank-\*\.log; the run was "
         r"ended and can be resumed",
         line,
