@@ -14,7 +14,9 @@ import pytest
 from apertus_nemo.cli.main import main
 from apertus_nemo.errors import UnfitEnvironment
 from apertus_nemo.image.blobs import BlobStore
+from apertus_nemo.image.families import RELEASES, Release
 from apertus_nemo.image.oci import Descriptor
+from apertus_nemo.image.publish import _record
 from apertus_nemo.image.reference import Reference
 from apertus_nemo.image.registry import Repository
 from apertus_nemo.record.files import tree_manifest
@@ -197,3 +199,19 @@ def test_full_under_an_export(runs: Callable[..., Run], parent: Parent, tmp_path
         assert [path.name for path in disk.folder.iterdir()] == ["out"]
     (whole,) = parent.run("tests.cases.convert:exported", arguments={**export, "folder": str(tmp_path / "whole")})
     assert answer == whole
+
+
+def test_full_and_read_only_under_a_release(tmp_path: Path) -> None:
+    """What was published stays listed, whole."""
+    one = Release(f"sha256:{'a' * 64}", f"sha256:{'b' * 64}", f"sha256:{'c' * 64}", "registry.example/cpu:1.0.0")
+    with small_disk(tmp_path / "disk", size_bytes=2**18) as disk:
+        _record("1.0.0", {"linux/amd64": one}, disk.folder)
+        listed = (disk.folder / RELEASES).read_bytes()
+        disk.fill()
+        with pytest.raises(UnfitEnvironment) as caught:
+            _record("1.1.0", {"linux/amd64": one}, disk.folder)
+        assert str(caught.value) == f"could not write {disk.folder / RELEASES}: {ADVICE}"
+        with disk.read_only(), pytest.raises(UnfitEnvironment) as caught:
+            _record("1.1.0", {"linux/amd64": one}, disk.folder)
+        assert str(caught.value) == f"could not write {disk.folder / RELEASES}: {READ_ONLY}"
+        assert (disk.folder / RELEASES).read_bytes() == listed
