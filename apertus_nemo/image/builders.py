@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from apertus_nemo.errors import InputError, UnfitEnvironment
@@ -44,7 +45,7 @@ def make_builder(name: str, work: Path) -> Builder:
     return Docker(work) if name == "docker" else Buildah(name, work)
 
 
-class Builder:
+class Builder(ABC):
     """What builds one image after the other, in a folder of its own."""
 
     name = ""
@@ -56,11 +57,11 @@ class Builder:
         """As the program says it."""
         return run([self.name, "--version"], what=f"asking {self.name} for its version").strip()
 
+    @abstractmethod
     def build(
         self, text: str, context: Path, target: Path, *, stage: str, platform: str, epoch: int, base: Path | None
     ) -> None:
         """Build `stage` of a Containerfile; `base` is a layout whose image "base" stands for `containerfile.BASE`."""
-        raise NotImplementedError
 
 
 class Buildah(Builder):
